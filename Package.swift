@@ -1,0 +1,39 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// The data-plane core (StreamRing … Switch) is compiled twice: as the normal modules below, which the daemon, the
+// tests and the sanitizers use, and once more, through the symbolic links in Sources/Interposer/Core, into the one
+// Embedded module that becomes libsockswitch.so. A normal module cannot import an Embedded one.
+let swift6: [SwiftSetting] = [.swiftLanguageMode(.v6)]
+
+let package = Package(
+    name: "SocketSwitch",
+    products: [
+        .library(name: "sockswitch", type: .dynamic, targets: ["Interposer"]),
+    ],
+    targets: [
+        .target(name: "CSocketSwitch"),
+        .target(name: "StreamRing", dependencies: ["CSocketSwitch"], swiftSettings: swift6),
+        .target(name: "SocketTable", dependencies: ["StreamRing"], swiftSettings: swift6),
+        .target(name: "Rendezvous", dependencies: ["CSocketSwitch"], swiftSettings: swift6),
+        .target(name: "Session", dependencies: ["SocketTable"], swiftSettings: swift6),
+        .target(name: "ServiceProviders", dependencies: ["Session", "Rendezvous"], swiftSettings: swift6),
+        .target(name: "Switch", dependencies: ["ServiceProviders"], swiftSettings: swift6),
+        .target(
+            name: "Interposer",
+            dependencies: ["CSocketSwitch"],
+            exclude: ["exports.map"],
+            swiftSettings: [
+                .enableExperimentalFeature("Embedded"), .enableExperimentalFeature("SymbolLinkageMarkers"),
+                .swiftLanguageMode(.v6),
+                .unsafeFlags(["-O", "-wmo", "-no-allocations", "-Xfrontend", "-disable-stack-protector"]),
+            ],
+            linkerSettings: [
+                .unsafeFlags([
+                    "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/Interposer/exports.map",
+                    "-Xlinker", "--as-needed", "-Xlinker", "-z", "-Xlinker", "now",
+                ])
+            ]
+        ),
+    ]
+)

@@ -1,0 +1,13 @@
+#include "CSocketSwitch.h"
+
+uint32_t ss_descriptor_table[SS_DESCRIPTORS];
+unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((aligned(64)));
+
+static __thread int32_t thread_id __attribute__((tls_model("initial-exec")));
+
+int32_t ss_thread_id(void) {
+    if (__builtin_expect(thread_id == 0, 0)) thread_id = (int32_t)ss_sys_gettid();
+    return thread_id;
+}
+
+void ss_thread_id_reset(void) { thread_id = 0; }

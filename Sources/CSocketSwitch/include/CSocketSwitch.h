@@ -1,0 +1,189 @@
+// What Swift cannot say: raw system calls, the cycle counter, thread-local words and the constants hidden in macros.
+// Everything here is either `static inline` or plain zero-initialised storage, so it works before any constructor ran,
+// in a signal handler, in a forked child and in a vfork child.
+#pragma once
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+
+#include "sockswitch/spi.h"
+
+// MARK: Raw system calls. All return a value >= 0 or -errno; none touches the caller's errno.
+
+#if defined(__x86_64__)
+static inline __attribute__((always_inline)) long ss_syscall6(long n, long a, long b, long c, long d, long e, long f) {
+    long r;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    __asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return r;
+}
+static inline __attribute__((always_inline)) uint64_t ss_cycles(void) {
+    uint32_t lo, hi;
+    __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
+    return ((uint64_t)hi << 32) | lo;
+}
+static inline __attribute__((always_inline)) void ss_pause(void) { __asm__ volatile("pause"); }
+#elif defined(__aarch64__)
+static inline __attribute__((always_inline)) long ss_syscall6(long n, long a, long b, long c, long d, long e, long f) {
+    register long x8 __asm__("x8") = n;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    return x0;
+}
+static inline __attribute__((always_inline)) uint64_t ss_cycles(void) {
+    uint64_t v;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(v));
+    return v;
+}
+static inline __attribute__((always_inline)) void ss_pause(void) { __asm__ volatile("yield"); }
+#else
+#error "SocketSwitch supports x86-64 and AArch64"
+#endif
+
+static inline long ss_sys_read(int fd, void *p, size_t n) { return ss_syscall6(SYS_read, fd, (long)p, (long)n, 0, 0, 0); }
+static inline long ss_sys_write(int fd, const void *p, size_t n) { return ss_syscall6(SYS_write, fd, (long)p, (long)n, 0, 0, 0); }
+static inline long ss_sys_pread(int fd, void *p, size_t n, int64_t off) { return ss_syscall6(SYS_pread64, fd, (long)p, (long)n, (long)off, 0, 0); }
+static inline long ss_sys_close(int fd) { return ss_syscall6(SYS_close, fd, 0, 0, 0, 0, 0); }
+static inline long ss_sys_close_range(unsigned a, unsigned b, int flags) { return ss_syscall6(SYS_close_range, a, b, flags, 0, 0, 0); }
+static inline long ss_sys_socket(int af, int type, int proto) { return ss_syscall6(SYS_socket, af, type, proto, 0, 0, 0); }
+static inline long ss_sys_bind(int fd, const void *a, unsigned n) { return ss_syscall6(SYS_bind, fd, (long)a, n, 0, 0, 0); }
+static inline long ss_sys_listen(int fd, int backlog) { return ss_syscall6(SYS_listen, fd, backlog, 0, 0, 0, 0); }
+static inline long ss_sys_connect(int fd, const void *a, unsigned n) { return ss_syscall6(SYS_connect, fd, (long)a, n, 0, 0, 0); }
+static inline long ss_sys_accept4(int fd, void *a, void *n, int flags) { return ss_syscall6(SYS_accept4, fd, (long)a, (long)n, flags, 0, 0); }
+static inline long ss_sys_shutdown(int fd, int how) { return ss_syscall6(SYS_shutdown, fd, how, 0, 0, 0, 0); }
+static inline long ss_sys_getsockname(int fd, void *a, void *n) { return ss_syscall6(SYS_getsockname, fd, (long)a, (long)n, 0, 0, 0); }
+static inline long ss_sys_getpeername(int fd, void *a, void *n) { return ss_syscall6(SYS_getpeername, fd, (long)a, (long)n, 0, 0, 0); }
+static inline long ss_sys_getsockopt(int fd, int l, int o, void *v, void *n) { return ss_syscall6(SYS_getsockopt, fd, l, o, (long)v, (long)n, 0); }
+static inline long ss_sys_setsockopt(int fd, int l, int o, const void *v, unsigned n) { return ss_syscall6(SYS_setsockopt, fd, l, o, (long)v, n, 0); }
+static inline long ss_sys_sendmsg(int fd, const void *m, int flags) { return ss_syscall6(SYS_sendmsg, fd, (long)m, flags, 0, 0, 0); }
+static inline long ss_sys_recvmsg(int fd, void *m, int flags) { return ss_syscall6(SYS_recvmsg, fd, (long)m, flags, 0, 0, 0); }
+static inline long ss_sys_sendto(int fd, const void *p, size_t n, int flags) { return ss_syscall6(SYS_sendto, fd, (long)p, (long)n, flags, 0, 0); }
+static inline long ss_sys_recvfrom(int fd, void *p, size_t n, int flags) { return ss_syscall6(SYS_recvfrom, fd, (long)p, (long)n, flags, 0, 0); }
+static inline long ss_sys_ioctl(int fd, unsigned long req, void *p) { return ss_syscall6(SYS_ioctl, fd, (long)req, (long)p, 0, 0, 0); }
+static inline long ss_sys_fcntl(int fd, int cmd, long arg) { return ss_syscall6(SYS_fcntl, fd, cmd, arg, 0, 0, 0); }
+static inline long ss_sys_ppoll(struct pollfd *p, size_t n, const struct timespec *t, const void *mask) { return ss_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0); }
+static inline long ss_sys_epoll_ctl(int ep, int op, int fd, struct epoll_event *e) { return ss_syscall6(SYS_epoll_ctl, ep, op, fd, (long)e, 0, 0); }
+static inline long ss_sys_epoll_pwait(int ep, struct epoll_event *e, int n, int timeout, const void *mask) { return ss_syscall6(SYS_epoll_pwait, ep, (long)e, n, timeout, (long)mask, mask ? 8 : 0); }
+static inline long ss_sys_epoll_pwait2(int ep, struct epoll_event *e, int n, const struct timespec *t, const void *mask) { return ss_syscall6(SYS_epoll_pwait2, ep, (long)e, n, (long)t, (long)mask, mask ? 8 : 0); }
+static inline long ss_sys_eventfd(unsigned v, int flags) { return ss_syscall6(SYS_eventfd2, v, flags, 0, 0, 0, 0); }
+static inline long ss_sys_memfd_create(const char *name, unsigned flags) { return ss_syscall6(SYS_memfd_create, (long)name, flags, 0, 0, 0, 0); }
+static inline long ss_sys_ftruncate(int fd, int64_t n) { return ss_syscall6(SYS_ftruncate, fd, (long)n, 0, 0, 0, 0); }
+static inline long ss_sys_fstat(int fd, struct stat *st) { return ss_syscall6(SYS_fstat, fd, (long)st, 0, 0, 0, 0); }
+static inline long ss_sys_mmap(void *a, size_t n, int prot, int flags, int fd, int64_t off) { return ss_syscall6(SYS_mmap, (long)a, (long)n, prot, flags, fd, (long)off); }
+static inline long ss_sys_munmap(void *a, size_t n) { return ss_syscall6(SYS_munmap, (long)a, (long)n, 0, 0, 0, 0); }
+static inline long ss_sys_madvise(void *a, size_t n, int advice) { return ss_syscall6(SYS_madvise, (long)a, (long)n, advice, 0, 0, 0); }
+static inline long ss_sys_sched_yield(void) { return ss_syscall6(SYS_sched_yield, 0, 0, 0, 0, 0, 0); }
+static inline long ss_sys_getpid(void) { return ss_syscall6(SYS_getpid, 0, 0, 0, 0, 0, 0); }
+static inline long ss_sys_gettid(void) { return ss_syscall6(SYS_gettid, 0, 0, 0, 0, 0, 0); }
+static inline long ss_sys_getuid(void) { return ss_syscall6(SYS_geteuid, 0, 0, 0, 0, 0, 0); }
+static inline long ss_sys_kill(int pid, int sig) { return ss_syscall6(SYS_kill, pid, sig, 0, 0, 0, 0); }
+static inline long ss_sys_tkill(int tid, int sig) { return ss_syscall6(SYS_tkill, tid, sig, 0, 0, 0, 0); }
+static inline long ss_sys_prlimit(int res, const struct rlimit *n, struct rlimit *o) { return ss_syscall6(SYS_prlimit64, 0, res, (long)n, (long)o, 0, 0); }
+static inline long ss_sys_sigprocmask(int how, const uint64_t *n, uint64_t *o) { return ss_syscall6(SYS_rt_sigprocmask, how, (long)n, (long)o, 8, 0, 0); }
+static inline long ss_sys_sendfile(int out, int in, int64_t *off, size_t n) { return ss_syscall6(SYS_sendfile, out, in, (long)off, (long)n, 0, 0); }
+static inline long ss_sys_getcpu(unsigned *cpu) { return ss_syscall6(SYS_getcpu, (long)cpu, 0, 0, 0, 0, 0); }
+/// Sleeps while *word == expected; shared between processes. Timeout relative, NULL for none.
+static inline long ss_sys_futex_wait(uint32_t *word, uint32_t expected, const struct timespec *t) { return ss_syscall6(SYS_futex, (long)word, FUTEX_WAIT, expected, (long)t, 0, 0); }
+static inline long ss_sys_futex_wake(uint32_t *word, int n) { return ss_syscall6(SYS_futex, (long)word, FUTEX_WAKE, n, 0, 0, 0); }
+/// CLOCK_MONOTONIC in nanoseconds (vDSO through libc: no system call on ordinary machines).
+static inline uint64_t ss_monotonic_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+/// The CPU that this thread runs on now (vDSO/rseq through libc).
+extern int sched_getcpu(void);
+static inline int ss_cpu(void) { return sched_getcpu(); }
+
+/// The address of the caller's stack frame.
+static inline __attribute__((always_inline)) void *ss_frame_address(void) { return __builtin_frame_address(0); }
+
+// MARK: errno
+
+static inline int ss_errno(void) { return errno; }
+static inline void ss_set_errno(int e) { errno = e; }
+
+// MARK: Constants that Swift does not import (casts, macros with types)
+
+static const int ss_so_netns_cookie = 71;
+static const unsigned ss_mfd_cloexec = 1u, ss_mfd_allow_sealing = 2u;
+static const int ss_seal_fixed_size = 0x0001 | 0x0002 | 0x0004;  // F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW
+static const int ss_f_add_seals = 1033, ss_f_get_seals = 1034;
+static const uint32_t ss_epollet = 1u << 31, ss_epolloneshot = 1u << 30, ss_epollwakeup = 1u << 29, ss_epollexclusive = 1u << 28;
+static const unsigned long ss_fionread = FIONREAD, ss_siocinq = SIOCINQ, ss_siocoutq = SIOCOUTQ, ss_siocoutqnsd = SIOCOUTQNSD;
+
+// MARK: The kernel's view of one TCP connection
+
+/// The figures of TCP_INFO that positions are taken from (`struct tcp_info` of the kernel, read by offset so that old
+/// libc headers do not matter). `valid` is 0 when the kernel did not fill them.
+struct ss_tcp_positions {
+    uint64_t bytes_acked, bytes_received, bytes_sent, bytes_retrans;
+    uint32_t notsent_bytes;
+    uint8_t state;
+    uint8_t valid;
+};
+static inline long ss_tcp_positions_of(int fd, struct ss_tcp_positions *out) {
+    unsigned char b[256];
+    uint32_t n = sizeof b;
+    memset(b, 0, sizeof b);
+    long r = ss_sys_getsockopt(fd, IPPROTO_TCP, TCP_INFO, b, &n);
+    memset(out, 0, sizeof *out);
+    if (r < 0) return r;
+    out->state = b[0];
+    memcpy(&out->bytes_acked, b + 120, 8);
+    memcpy(&out->bytes_received, b + 128, 8);
+    memcpy(&out->notsent_bytes, b + 144, 4);
+    if (n >= 216) {
+        memcpy(&out->bytes_sent, b + 200, 8);
+        memcpy(&out->bytes_retrans, b + 208, 8);
+        out->valid = 1;
+    }
+    return 0;
+}
+
+// MARK: Storage
+
+/// One word a descriptor: 0 = not ours. See Switch/DescriptorTable.swift.
+#define SS_DESCRIPTORS (1u << 18)
+extern uint32_t ss_descriptor_table[SS_DESCRIPTORS] __attribute__((swift_attr("nonisolated(unsafe)")));
+
+/// Zero-initialised storage for the process-private state (Swift globals with initialisers would be lazy, and lazy
+/// globals deadlock on re-entry and across fork).
+#define SS_PRIVATE_STATE_BYTES 65536
+extern unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((aligned(64), swift_attr("nonisolated(unsafe)")));
+
+/// This thread's kernel id, cached (0 until asked; reset in a forked child).
+int32_t ss_thread_id(void);
+void ss_thread_id_reset(void);

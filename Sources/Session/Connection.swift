@@ -1,0 +1,46 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+/// What *this process* knows about one socket: descriptors, mappings, the companion. Lies in process-private memory, so
+/// a forked child starts with a copy; whatever must stay common is in the `Slot`.
+///
+/// One record a slot, at the slot's index. Fields of the companion are written once, when the session comes up, before
+/// `Slot.mode` becomes `dual`, and are constant until the process's last descriptor is closed.
+package struct Connection {
+    /// Generation of the slot that this record belongs to.
+    package var generation: UInt64 = 0
+    /// Descriptors of this process that refer to the socket.
+    package var descriptorCount: Int32 = 0
+    /// One of them.
+    package var descriptor: Int32 = -1
+
+    /// The catalogue entry and the descriptor of the companion socket; 0 = there is none.
+    package var provider: UnsafePointer<ProviderTable>?
+    package var companion: UInt = 0
+    /// `CompanionState`.
+    package var companionState: Int32 = 0
+    /// Becomes readable when the peer rings; -1 before the session is up. Level-triggered until it is drained.
+    package var notification: Int32 = -1
+
+    /// Memory that the peer writes, and memory that I write for the peer (a mapping of the peer's window, or a mirror of
+    /// it that is then sent with WSPRdmaWrite).
+    package var local: UnsafeMutableRawPointer?
+    package var remote: UnsafeMutableRawPointer?
+    /// Not nil: `remote` is a mirror.
+    package var writer: UnsafeMutablePointer<RemoteWriter>?
+
+    /// First registration in this process's epoll sets, 0 = none: see Switch/Readiness.
+    package var firstRegistration: Int32 = 0
+    /// Threads that look at the windows without holding a lock: unmapping waits for them.
+    package var watchers: UInt64 = 0
+    /// Adaptive waiting: what spinning may cost now, nanoseconds.
+    package var receiveSpinNanoseconds: UInt32 = 0
+    package var sendSpinNanoseconds: UInt32 = 0
+    /// When the TCP socket was last looked at by a writer (monotonic nanoseconds).
+    package var lastPeerCheck: UInt64 = 0
+
+    package init() {}
+}

@@ -1,0 +1,189 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import StreamRing
+#endif
+
+/// The memory that a process shares with the children that it forks, and, for statistics, with the service.
+///
+/// It is one sealed memfd, mapped sparsely: what is not used costs no memory. It holds
+///
+///     page 0        header: magic, sizes, switched off?, …
+///     processes     one 128-byte entry a process of the family: pid, mailbox, name
+///     holders       one bitmap a process: which slots it holds
+///     slots         one 512-byte `Slot` a TCP socket
+///
+/// A slot belongs to a *socket* (open file description), not to a descriptor: it lives until no process of the family
+/// holds it. Whoever notices that a process died without letting go takes its bits away (`reapDeadProcesses`).
+/// Nothing in the arena is written by a peer. The service may read all of it and writes the mailboxes and `switchedOff`.
+package struct FamilyArena {
+    package let base: UnsafeMutableRawPointer
+
+    @inline(__always) package init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+    package static var magic: UInt64 { 0x534F_434B_5357_3031 }  // "SOCKSW01"
+    package static var slotCount: Int { 32768 }
+    package static var processCount: Int { 512 }
+    package static var processBytes: Int { 128 }
+    package static var holderBytes: Int { slotCount / 8 }
+
+    package static var processesOffset: Int { 4096 }
+    package static var holdersOffset: Int { processesOffset + processCount * processBytes }
+    package static var slotsOffset: Int { holdersOffset + processCount * holderBytes }
+    package static var bytes: Int { slotsOffset + slotCount * Slot.bytes }
+
+    // MARK: Header
+
+    @inline(__always) package var magic: Word { Word(base, 0) }
+    /// Set by the service: 1 = no socket of this family may use a companion (`sockswitch off`).
+    @inline(__always) package var switchedOff: Word { Word(base, 64) }
+    /// Slots that were ever used: nothing lies at or above it.
+    @inline(__always) package var highWater: Word { Word(base, 128) }
+    @inline(__always) var nextFree: Word { Word(base, 192) }
+    @inline(__always) var processHighWater: Word { Word(base, 200) }
+
+    /// Prepares fresh zeroed memory.
+    package func initialize() {
+        nextFree.store(1)  // slot 0 is never used: 0 means "none" in the descriptor table
+        highWater.store(1)
+        magic.store(FamilyArena.magic)
+    }
+
+    // MARK: Processes
+
+    @inline(__always)
+    package func process(_ index: Int) -> ProcessEntry { ProcessEntry(base + FamilyArena.processesOffset + index * FamilyArena.processBytes) }
+
+    package var usedProcessCount: Int { min(Int(processHighWater.load()), FamilyArena.processCount) }
+
+    /// Takes a process entry; -1 when the table is full. `pid` 0: reserved for a child that is about to be forked.
+    package func addProcess(pid: UInt64) -> Int {
+        for index in 0..<FamilyArena.processCount {
+            let entry = process(index)
+            guard entry.state.compareExchange(ProcessEntry.free, ProcessEntry.live) else { continue }
+            entry.pid.store(pid)
+            entry.mailbox.store(0)
+            while true {
+                let high = processHighWater.load()
+                if high > UInt64(index) || processHighWater.compareExchange(high, UInt64(index) + 1) { break }
+            }
+            return index
+        }
+        return -1
+    }
+
+    /// Gives the entry of a process back, with every slot that it still held.
+    package func removeProcess(_ index: Int) {
+        let entry = process(index)
+        guard entry.state.compareExchange(ProcessEntry.live, ProcessEntry.leaving) else { return }
+        for word in 0..<(FamilyArena.slotCount / 64) {
+            let bits = holderWord(index, word)
+            var held = bits.load()
+            if held == 0 { continue }
+            held = bits.exchange(0)
+            while held != 0 {
+                let bit = held.trailingZeroBitCount
+                held &= held &- 1
+                dropHolder(word * 64 + bit)
+            }
+        }
+        entry.pid.store(0)
+        entry.state.store(ProcessEntry.free)
+    }
+
+    /// Frees what processes left behind that were killed. Costs one kill(2) a process of the family.
+    package func reapDeadProcesses() {
+        for index in 0..<usedProcessCount {
+            let entry = process(index)
+            guard entry.state.load() == ProcessEntry.live else { continue }
+            let pid = entry.pid.load()
+            if pid != 0, pid <= UInt64(Int32.max), ss_sys_kill(Int32(pid), 0) == -Int(ESRCH) { removeProcess(index) }
+        }
+    }
+
+    /// Before fork: gives the coming child a hold on everything that `parent` holds. -1 when the table is full.
+    package func reserveChild(of parent: Int) -> Int {
+        reapDeadProcesses()
+        let child = addProcess(pid: 0)
+        if child < 0 { return -1 }
+        for word in 0..<(FamilyArena.slotCount / 64) where word * 64 < Int(highWater.load()) {
+            var held = holderWord(parent, word).load()
+            if held == 0 { continue }
+            holderWord(child, word).store(held)
+            while held != 0 {
+                let bit = held.trailingZeroBitCount
+                held &= held &- 1
+                slot(word * 64 + bit).holders.add(1)
+            }
+        }
+        return child
+    }
+
+    @inline(__always)
+    func holderWord(_ process: Int, _ word: Int) -> Word {
+        Word(base, FamilyArena.holdersOffset + process * FamilyArena.holderBytes + word * 8)
+    }
+
+    // MARK: Slots
+
+    @inline(__always)
+    package func slot(_ index: Int) -> Slot { Slot(base + FamilyArena.slotsOffset + index * Slot.bytes) }
+
+    /// Takes a slot for a socket of process `process`; 0 when the table is full.
+    package func allocateSlot(process: Int) -> Int {
+        var index = Int(nextFree.loadRelaxed())
+        for _ in 0..<FamilyArena.slotCount {
+            if index < 1 || index >= FamilyArena.slotCount { index = 1 }
+            let slot = slot(index)
+            if slot.kind.loadRelaxed() == Slot.Kind.free, slot.kind.compareExchange(Slot.Kind.free, Slot.Kind.fresh) {
+                nextFree.storeRelaxed(UInt64(index) + 1)
+                while true {
+                    let high = highWater.load()
+                    if high > UInt64(index) || highWater.compareExchange(high, UInt64(index) + 1) { break }
+                }
+                slot.generation.add(1)
+                slot.holders.store(1)
+                holderWord(process, index >> 6).setBits(1 << UInt64(index & 63))
+                return index
+            }
+            index += 1
+        }
+        return 0
+    }
+
+    /// Process `process` has closed its last descriptor of the slot. True when nobody else holds it: the slot is free.
+    @discardableResult
+    package func release(_ index: Int, process: Int) -> Bool {
+        let mask = UInt64(1) << UInt64(index & 63)
+        guard holderWord(process, index >> 6).clearBits(mask) & mask != 0 else { return false }
+        return dropHolder(index)
+    }
+
+    @discardableResult
+    private func dropHolder(_ index: Int) -> Bool {
+        let slot = slot(index)
+        guard slot.holders.subtract(1) == 0 else { return false }
+        slot.clear()
+        if UInt64(index) < nextFree.loadRelaxed() { nextFree.storeRelaxed(UInt64(index)) }
+        slot.kind.store(Slot.Kind.free)
+        return true
+    }
+}
+
+/// One process of a family.
+package struct ProcessEntry {
+    package let base: UnsafeMutableRawPointer
+    @inline(__always) init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+    package static var free: UInt64 { 0 }
+    package static var live: UInt64 { 1 }
+    package static var leaving: UInt64 { 2 }
+
+    @inline(__always) package var state: Word { Word(base, 0) }
+    /// As the process sees itself (its own pid namespace).
+    @inline(__always) package var pid: Word { Word(base, 8) }
+    /// The service raises it when it has sent this process a message.
+    @inline(__always) package var mailbox: Word { Word(base, 64) }
+    /// The program's name (`comm`), zero-terminated, at most 15 bytes.
+    @inline(__always) package var name: UnsafeMutableRawPointer { base + 16 }
+    package static var nameBytes: Int { 16 }
+}

@@ -1,0 +1,92 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import StreamRing
+#endif
+
+/// A lock in family-shared memory: between threads, and between a process and the children that it forked.
+///
+/// Uncontended it is one compare-exchange. The word holds the kernel thread id of the owner and, in its top bit, "somebody
+/// sleeps". An owner that died (kill -9) is noticed by whoever waits, who then takes the lock over; every critical
+/// section therefore publishes its result with one final store.
+///
+/// Not re-entrant: `lock()` answers `.ownedByThisThread` to a signal handler that interrupted the owner.
+/// Async-signal-safe; never allocates; fork-safe (a child waits for the parent's thread as for any other).
+package struct FamilyLock {
+    package enum Outcome { case acquired, ownedByThisThread }
+
+    let word: HalfWord
+    /// The owner's stack depth (address of a local): tells a handler that interrupted the owner, which lies deeper, from
+    /// a frame that the owner's `longjmp` has abandoned.
+    let frame: Word
+
+    /// The lock takes 16 bytes at `offset`: the word, and the owner's frame.
+    @inline(__always)
+    package init(_ base: UnsafeMutableRawPointer, _ offset: Int) {
+        word = HalfWord(base, offset)
+        frame = Word(base, offset + 8)
+    }
+
+    private static var sleepers: UInt32 { 0x8000_0000 }
+
+    @inline(__always)
+    package func lock() -> Outcome {
+        let me = UInt32(bitPattern: ss_thread_id())
+        if word.compareExchange(0, me) == 0 {
+            frame.storeRelaxed(FamilyLock.stackPosition())
+            return .acquired
+        }
+        return lockSlowly(me)
+    }
+
+    @inline(__always)
+    package func tryLock() -> Bool {
+        guard word.compareExchange(0, UInt32(bitPattern: ss_thread_id())) == 0 else { return false }
+        frame.storeRelaxed(FamilyLock.stackPosition())
+        return true
+    }
+
+    @inline(__always)
+    package func unlock() {
+        if word.exchange(0) & FamilyLock.sleepers != 0 { _ = ss_sys_futex_wake(word.address, 1) }
+    }
+
+    @inline(__always)
+    static func stackPosition() -> UInt64 { UInt64(UInt(bitPattern: ss_frame_address())) }
+
+    @inline(never)
+    private func lockSlowly(_ me: UInt32) -> Outcome {
+        var rounds = 0
+        while true {
+            let found = word.load()
+            let owner = found & ~FamilyLock.sleepers
+            if owner == 0 {
+                // Keep the sleepers' bit: somebody may still sleep behind us.
+                if word.compareExchange(found, me | FamilyLock.sleepers) == found {
+                    frame.storeRelaxed(FamilyLock.stackPosition())
+                    return .acquired
+                }
+                continue
+            }
+            if owner == me {
+                // The stack grows down: the owner's frame lies above ours when we are its signal handler.
+                if frame.loadRelaxed() > FamilyLock.stackPosition() { return .ownedByThisThread }
+                frame.storeRelaxed(FamilyLock.stackPosition())
+                return .acquired
+            }
+            rounds &+= 1
+            if rounds < 64 {
+                ss_pause()
+                continue
+            }
+            if found & FamilyLock.sleepers == 0, word.compareExchange(found, found | FamilyLock.sleepers) != found { continue }
+            var timeout = timespec(tv_sec: 0, tv_nsec: 20_000_000)
+            let result = ss_sys_futex_wait(word.address, owner | FamilyLock.sleepers, &timeout)
+            if result == -Int(ETIMEDOUT), ss_sys_tkill(Int32(bitPattern: owner), 0) == -Int(ESRCH) {
+                if word.compareExchange(owner | FamilyLock.sleepers, me | FamilyLock.sleepers) == owner | FamilyLock.sleepers {
+                    frame.storeRelaxed(FamilyLock.stackPosition())
+                    return .acquired
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import StreamRing
+#endif
+
+/// What the processes of a family know together about one TCP socket: 512 bytes of the arena, this file the one
+/// definition of their layout.
+///
+/// "Position" always means bytes since the beginning of the carrier. A direction is on TCP while its number of cuts is
+/// even and on the companion while it is odd.
+package struct Slot {
+    package let base: UnsafeMutableRawPointer
+    @inline(__always) package init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+    package static var bytes: Int { 512 }
+
+    /// What the socket is.
+    package enum Kind {
+        package static var free: UInt64 { 0 }
+        package static var fresh: UInt64 { 1 }
+        package static var listening: UInt64 { 2 }
+        /// Connected (or connecting) by this side.
+        package static var connected: UInt64 { 3 }
+        /// Came from accept.
+        package static var accepted: UInt64 { 4 }
+    }
+
+    /// How its data are carried.
+    package enum Mode {
+        /// Data calls go to the kernel.
+        package static var plain: UInt64 { 0 }
+        /// The session is up: data calls go through it, on whichever carrier each direction is.
+        package static var dual: UInt64 { 1 }
+    }
+
+    package enum Flags {
+        package static var nonBlocking: UInt64 { 1 }
+        package static var writeShutDown: UInt64 { 2 }
+        package static var readShutDown: UInt64 { 4 }
+        /// FIN or reset seen on the TCP socket.
+        package static var tcpEnded: UInt64 { 8 }
+        /// No companion ever again (reason says why).
+        package static var tcpOnly: UInt64 { 16 }
+        /// This side wants both directions back on TCP (reason says why).
+        package static var pullBack: UInt64 { 32 }
+        /// The session is broken: every data call fails with ECONNRESET.
+        package static var broken: UInt64 { 64 }
+        /// The peer's FIN came without a half-close: nobody will read what goes into the ring.
+        package static var peerGone: UInt64 { 128 }
+    }
+
+    // Line 0: identity.
+    @inline(__always) package var kind: Word { Word(base, 0) }
+    @inline(__always) package var generation: Word { Word(base, 8) }
+    /// Processes that hold the socket.
+    @inline(__always) package var holders: Word { Word(base, 16) }
+    @inline(__always) package var mode: Word { Word(base, 24) }
+    @inline(__always) package var flags: Word { Word(base, 32) }
+    /// `Reason`: why it is on TCP.
+    @inline(__always) package var reason: Word { Word(base, 40) }
+    /// Options that the program set: see Switch/Options.
+    @inline(__always) package var nextAttempt: Word { Word(base, 48) }
+    @inline(__always) package var attempts: Word { Word(base, 56) }
+
+    // Line 1: addresses, `CompactAddress` each.
+    package static var localAddressOffset: Int { 64 }
+    package static var peerAddressOffset: Int { 96 }
+    @inline(__always) package var localAddress: CompactAddress { CompactAddress(base + Slot.localAddressOffset) }
+    @inline(__always) package var peerAddress: CompactAddress { CompactAddress(base + Slot.peerAddressOffset) }
+
+    // Line 2: sending. Written under the send lock.
+    @inline(__always) package var sendLock: FamilyLock { FamilyLock(base, 128) }
+    /// Position up to which the companion holds what was sent: also the statistics "bytes sent over the companion".
+    @inline(__always) package var sendPosition: Word { Word(base, 144) }
+    /// The peer's credit as last seen.
+    @inline(__always) package var sendCredit: Word { Word(base, 152) }
+    @inline(__always) package var sendCuts: Word { Word(base, 160) }
+    @inline(__always) package var sendRingOrigin: Word { Word(base, 168) }
+    @inline(__always) package var sendRingBytes: Word { Word(base, 176) }
+    /// How often the ring was full since it was last widened.
+    @inline(__always) package var sendFullCount: Word { Word(base, 184) }
+
+    // Line 3: sending, second line.
+    /// Threads inside a plain kernel send: no cut while there are any.
+    @inline(__always) package var plainWriters: Word { Word(base, 192) }
+    /// The last `armedForReceive` number for which the doorbell was rung.
+    @inline(__always) package var rungForReceive: Word { Word(base, 200) }
+    @inline(__always) package var armedForSendCounter: Word { Word(base, 208) }
+    @inline(__always) package var tcpBytesSent: Word { Word(base, 216) }
+    @inline(__always) package var sendOperations: Word { Word(base, 224) }
+
+    // Line 4: receiving. Written under the receive lock.
+    @inline(__always) package var receiveLock: FamilyLock { FamilyLock(base, 256) }
+    /// Position up to which the ring has been read: also the statistics "bytes received over the companion".
+    @inline(__always) package var receivePosition: Word { Word(base, 272) }
+    @inline(__always) package var receiveCuts: Word { Word(base, 280) }
+    /// Position in the TCP stream up to which it has been read; valid while invited or on the companion.
+    @inline(__always) package var tcpPosition: Word { Word(base, 288) }
+    /// The invitation in force (`Invitation`).
+    @inline(__always) package var invitation: Word { Word(base, 296) }
+    @inline(__always) package var receiveRingOrigin: Word { Word(base, 304) }
+    @inline(__always) package var receiveRingBytes: Word { Word(base, 312) }
+
+    // Line 5: receiving, second line.
+    /// Threads inside a plain kernel receive, or asleep in a plain poll: no invitation while there are any.
+    @inline(__always) package var plainReaders: Word { Word(base, 320) }
+    @inline(__always) package var rungForSend: Word { Word(base, 328) }
+    @inline(__always) package var armedForReceiveCounter: Word { Word(base, 336) }
+    @inline(__always) package var tcpBytesReceived: Word { Word(base, 344) }
+    @inline(__always) package var receiveOperations: Word { Word(base, 352) }
+    /// Registrations in epoll sets, over the whole family.
+    @inline(__always) package var epollRegistrations: Word { Word(base, 360) }
+    /// Carrier changes that this end made or followed, for statistics.
+    @inline(__always) package var carrierChanges: Word { Word(base, 368) }
+
+    // Lines 6 and 7: the options that the program set: see `RecordedOptions`.
+    package static var optionsOffset: Int { 384 }
+    package static var optionsBytes: Int { 128 }
+
+    /// Zeroes everything but kind, generation and holders.
+    package func clear() { memset(base + 24, 0, Slot.bytes - 24) }
+}
+
+/// An IPv4 or IPv6 address with its port in 32 bytes.
+package struct CompactAddress {
+    package let base: UnsafeMutableRawPointer
+    @inline(__always) package init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+    /// AF_INET, AF_INET6 or 0.
+    package var family: UInt16 {
+        get { base.load(as: UInt16.self) }
+        nonmutating set { base.storeBytes(of: newValue, as: UInt16.self) }
+    }
+    /// In host order.
+    package var port: UInt16 {
+        get { base.load(fromByteOffset: 2, as: UInt16.self) }
+        nonmutating set { base.storeBytes(of: newValue, toByteOffset: 2, as: UInt16.self) }
+    }
+    package var scope: UInt32 {
+        get { base.load(fromByteOffset: 4, as: UInt32.self) }
+        nonmutating set { base.storeBytes(of: newValue, toByteOffset: 4, as: UInt32.self) }
+    }
+    /// 4 or 16 bytes in network order.
+    package var bytes: UnsafeMutableRawPointer { base + 8 }
+
+    /// Takes a socket address. False (and family 0) when it is not IPv4 or IPv6 or too short.
+    @discardableResult
+    package func set(_ address: UnsafeRawPointer, length: Int) -> Bool {
+        memset(base, 0, 32)
+        guard length >= 8 else { return false }
+        let family = Int32(address.loadUnaligned(as: UInt16.self))
+        if family == AF_INET, length >= 8 {
+            self.family = UInt16(AF_INET)
+            port = UInt16(bigEndian: address.loadUnaligned(fromByteOffset: 2, as: UInt16.self))
+            memcpy(bytes, address + 4, 4)
+            return true
+        }
+        if family == AF_INET6, length >= 24 {
+            self.family = UInt16(AF_INET6)
+            port = UInt16(bigEndian: address.loadUnaligned(fromByteOffset: 2, as: UInt16.self))
+            memcpy(bytes, address + 8, 16)
+            if length >= 28 { scope = address.loadUnaligned(fromByteOffset: 24, as: UInt32.self) }
+            return true
+        }
+        return false
+    }
+
+    /// Writes a `sockaddr_in` or `sockaddr_in6` into `storage` (at least 28 bytes) and returns its length, 0 for none.
+    package func fill(_ storage: UnsafeMutableRawPointer) -> Int {
+        memset(storage, 0, 28)
+        storage.storeBytes(of: family, as: UInt16.self)
+        storage.storeBytes(of: port.bigEndian, toByteOffset: 2, as: UInt16.self)
+        switch Int32(family) {
+        case AF_INET:
+            memcpy(storage + 4, bytes, 4)
+            return 16
+        case AF_INET6:
+            memcpy(storage + 8, bytes, 16)
+            storage.storeBytes(of: scope, toByteOffset: 24, as: UInt32.self)
+            return 28
+        default:
+            return 0
+        }
+    }
+
+    /// 0.0.0.0 or ::.
+    package var isWildcard: Bool {
+        for index in 0..<16 where bytes.load(fromByteOffset: index, as: UInt8.self) != 0 { return false }
+        return true
+    }
+}

@@ -1,0 +1,82 @@
+import CSocketSwitch
+
+/// A *window*: memory that the peer of a connection may write and that only its owner reads (WSD-M2, WSD-T1).
+///
+/// It holds the receive ring and the words by which the peer talks to its owner. Every word has one writer, the peer,
+/// so the whole protocol works by remote writes alone (RDMA) and needs no atomic read-modify-write across the
+/// connection. **Nothing in a window is trusted**: the owner bounds each value before use.
+///
+/// This file is the one definition of the layout. Words that are published together share a 64-byte line, the unit in
+/// which a provider that cannot map memory writes them; lines that change at different rates are kept apart.
+///
+///     line 0  the peer as the sender of the data that arrives here   producer, cuts, ring geometry, CPU
+///     line 1  the peer as the receiver of the data that I send       credit, CPU
+///     line 2  the same, rarely changed                               invitation, acknowledgement, armed for receiving
+///     line 3  the peer as the sender, rarely changed                 armed for sending, end-of-stream flags
+///     4096…   the ring
+package struct Window {
+    package let base: UnsafeMutableRawPointer
+
+    @inline(__always) package init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+    package static var lineBytes: Int { 64 }
+    package static var controlBytes: Int { 4096 }
+    /// The ring's largest size in bytes, and the size of the mapping that is reserved (sparsely) for it.
+    package static var maximumRingBytes: UInt64 { 1 << 20 }
+    package static var minimumRingBytes: UInt64 { 1 << 12 }
+    package static var bytes: Int { 4096 + (1 << 20) }
+
+    // Line 0.
+    /// Position (bytes since the ring's beginning) up to which the ring holds data.
+    @inline(__always) package var producer: Word { Word(base, 0) }
+    /// Cuts made so far; odd = the stream is on the companion.
+    @inline(__always) package var cutCount: Word { Word(base, 8) }
+    /// Position in the TCP stream at which the last odd cut left TCP.
+    @inline(__always) package var cutOnTCP: Word { Word(base, 16) }
+    /// Position in the ring at which the last even cut left the companion.
+    @inline(__always) package var cutOnCompanion: Word { Word(base, 24) }
+    /// The ring in use begins at this position and has this many bytes (a power of two). Changed only while it is empty.
+    @inline(__always) package var ringOrigin: Word { Word(base, 32) }
+    @inline(__always) package var ringBytes: Word { Word(base, 40) }
+    /// CPU on which the peer last sent.
+    @inline(__always) package var senderCPU: Word { Word(base, 56) }
+
+    // Line 1.
+    /// Position up to which the peer has consumed what I sent.
+    @inline(__always) package var credit: Word { Word(base, 64) }
+    /// CPU on which the peer last received.
+    @inline(__always) package var receiverCPU: Word { Word(base, 72) }
+
+    // Line 2.
+    /// The peer's invitation: `Invitation`.
+    @inline(__always) package var invitation: Word { Word(base, 128) }
+    /// Cuts that the peer has followed.
+    @inline(__always) package var acknowledged: Word { Word(base, 136) }
+    /// A number that the peer raises each time it goes to sleep for data: ring it once for each number.
+    @inline(__always) package var armedForReceive: Word { Word(base, 144) }
+
+    // Line 3.
+    /// The same for a peer that sleeps until it may send.
+    @inline(__always) package var armedForSend: Word { Word(base, 192) }
+    /// `EndFlags`, set before the FIN that they explain.
+    @inline(__always) package var endFlags: Word { Word(base, 200) }
+
+    @inline(__always) package var ring: UnsafeMutableRawPointer { base + Window.controlBytes }
+}
+
+/// Values of `Window.invitation`.
+package enum Invitation {
+    package static var none: UInt64 { 0 }
+    /// "Send over the companion from your next write on."
+    package static var toCompanion: UInt64 { 1 }
+    /// "Send over TCP from your next write on."
+    package static var toTCP: UInt64 { 2 }
+}
+
+/// Bits of `Window.endFlags`.
+package enum EndFlags {
+    /// The peer shut down its sending direction but still reads (half-close).
+    package static var halfClosed: UInt64 { 1 }
+    /// The peer's last descriptor is gone.
+    package static var closed: UInt64 { 2 }
+}
