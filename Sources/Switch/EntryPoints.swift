@@ -45,7 +45,7 @@ package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -
 /// poll and ppoll. `timeout` nil: for ever. `mask`: the kernel's 8-byte signal set, nil: unchanged.
 package func switchPoll(_ list: UnsafeMutablePointer<pollfd>?, _ count: Int, _ timeout: UnsafePointer<timespec>?, _ mask: UnsafeRawPointer?) -> Int { ss_sys_ppoll(list, count, timeout, mask) }
 /// select and pselect. `timeout` nil: for ever; it is updated with what is left where select's rules say so.
-package func switchSelect(_ count: Int32, _ read: UnsafeMutablePointer<fd_set>?, _ write: UnsafeMutablePointer<fd_set>?, _ except: UnsafeMutablePointer<fd_set>?, _ timeout: UnsafeMutablePointer<timespec>?, _ mask: UnsafeRawPointer?) -> Int { -Int(ENOSYS) }
+package func switchSelect(_ count: Int32, _ read: UnsafeMutableRawPointer?, _ write: UnsafeMutableRawPointer?, _ except: UnsafeMutableRawPointer?, _ timeout: UnsafeMutablePointer<timespec>?, _ mask: UnsafeRawPointer?) -> Int { -Int(ENOSYS) }
 
 /// epoll_create and epoll_create1: the interposer tells the switch about the new set.
 package func switchEpollCreated(_ set: Int32) {}
