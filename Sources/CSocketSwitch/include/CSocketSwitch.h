@@ -183,6 +183,10 @@ extern uint32_t ss_descriptor_table[SS_DESCRIPTORS] __attribute__((swift_attr("n
 #define SS_PRIVATE_STATE_BYTES 65536
 extern unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((aligned(64), swift_attr("nonisolated(unsafe)")));
 
+static inline void *ss_private_state_address(void) { return ss_private_state; }
+static inline uint32_t ss_descriptor_load(uint32_t fd) { return __atomic_load_n(&ss_descriptor_table[fd], __ATOMIC_ACQUIRE); }
+static inline void ss_descriptor_store(uint32_t fd, uint32_t v) { __atomic_store_n(&ss_descriptor_table[fd], v, __ATOMIC_RELEASE); }
+
 /// This thread's kernel id, cached (0 until asked; reset in a forked child).
 int32_t ss_thread_id(void);
 void ss_thread_id_reset(void);

@@ -1,0 +1,74 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+/// The switch's process-private state, in zero-initialised storage of the C shim (a Swift global with an initialiser
+/// would be lazy, and lazy globals deadlock on re-entry and across fork). A forked child starts with a copy.
+package struct PrivateState {
+    /// The family's arena; nil before the first stream socket.
+    package var arena: UnsafeMutableRawPointer?
+    package var arenaDescriptor: Int32
+    /// Index of this process's entry in the arena.
+    package var process: Int32
+    /// What getpid() said when this state was made: another pid without our fork hooks means vfork or a raw clone.
+    package var pid: Int32
+    /// The child entry reserved by the fork in progress.
+    package var reservedChild: Int32
+    /// `Connection` records, one a slot.
+    package var connections: UnsafeMutablePointer<Connection>?
+    /// Start of the arena, 0 = not yet, 1 = being done, 2 = ready, 3 = impossible.
+    package var startState: UInt32
+    /// Spinning allowed (policy `SOCKSWITCH_WAIT`).
+    package var neverSpin: Bool
+    package var eager: Bool
+    package var enabled: Bool
+    /// Companions that wait for their provider (listening ones included): data calls look at the event words while > 0.
+    package var pendingCompanions: Int32
+    /// Signals (bit n-1) whose handler was installed without SA_RESTART.
+    package var interruptingSignals: UInt64
+    /// Readiness.swift's root: epoll sets and registrations; nil before the first epoll set with a tracked socket.
+    package var readiness: UnsafeMutableRawPointer?
+}
+
+/// The one instance.
+@inline(__always)
+package var privateState: UnsafeMutablePointer<PrivateState> {
+    ss_private_state_address().assumingMemoryBound(to: PrivateState.self)
+}
+
+/// What `ss_descriptor_table` says of a descriptor: 0, or kind and index.
+package enum DescriptorKind {
+    package static var socket: UInt32 { 1 }
+    package static var epollSet: UInt32 { 2 }
+    package static var own: UInt32 { 3 }
+}
+
+@inline(__always)
+package func descriptorEntry(_ fd: Int32) -> UInt32 {
+    UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS) ? ss_descriptor_load(UInt32(bitPattern: fd)) : 0
+}
+
+@inline(__always)
+package func setDescriptorEntry(_ fd: Int32, kind: UInt32, index: UInt32) {
+    if UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS) { ss_descriptor_store(UInt32(bitPattern: fd), kind << 28 | index) }
+}
+
+@inline(__always)
+package func clearDescriptorEntry(_ fd: Int32) {
+    if UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS) { ss_descriptor_store(UInt32(bitPattern: fd), 0) }
+}
+
+@inline(__always) package func entryKind(_ entry: UInt32) -> UInt32 { entry >> 28 }
+@inline(__always) package func entryIndex(_ entry: UInt32) -> Int { Int(entry & 0x0FFF_FFFF) }
+
+/// The session of the socket with slot `index`; only for indices that the descriptor table gave.
+@inline(__always)
+package func session(_ index: Int) -> Session {
+    let state = privateState
+    return Session(
+        slot: FamilyArena(state.pointee.arena.unsafelyUnwrapped).slot(index),
+        connection: state.pointee.connections.unsafelyUnwrapped + index)
+}
