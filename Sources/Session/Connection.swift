@@ -10,6 +10,9 @@ import StreamRing
 /// One record a slot, at the slot's index. Fields of the companion are written once, when the session comes up, before
 /// `Slot.mode` becomes `dual`, and are constant until the process's last descriptor is closed.
 package struct Connection {
+    /// Threads that look at the windows without holding a lock: unmapping waits for them. First, because it is atomic and
+    /// must be reached by address.
+    package var watchers: UInt64 = 0
     /// Generation of the slot that this record belongs to.
     package var generation: UInt64 = 0
     /// Descriptors of this process that refer to the socket.
@@ -31,16 +34,22 @@ package struct Connection {
     package var remote: UnsafeMutableRawPointer?
     /// Not nil: `remote` is a mirror.
     package var writer: UnsafeMutablePointer<RemoteWriter>?
+    /// `local` was mapped by the session, not by the provider.
+    package var ownsLocal = false
 
     /// First registration in this process's epoll sets, 0 = none: see Switch/Readiness.
     package var firstRegistration: Int32 = 0
-    /// Threads that look at the windows without holding a lock: unmapping waits for them.
-    package var watchers: UInt64 = 0
     /// Adaptive waiting: what spinning may cost now, nanoseconds.
     package var receiveSpinNanoseconds: UInt32 = 0
     package var sendSpinNanoseconds: UInt32 = 0
-    /// When the TCP socket was last looked at by a writer (monotonic nanoseconds).
+    /// When the TCP socket was last looked at by a sender (cycle counter).
     package var lastPeerCheck: UInt64 = 0
+    /// Events that the kernel reported on the TCP socket: part of the edges of EPOLLET.
+    package var tcpEvents: UInt64 = 0
+
+    /// The exchange of WSD-N4: the peer's message and the operation that receives it.
+    package var helloReceive = WSAOVERLAPPED()
+    package var hello = InlineArray<256, UInt8>(repeating: 0)
 
     package init() {}
 }

@@ -22,8 +22,3 @@ package struct ProviderTable {
 
     package init() {}
 }
-
-/// The sending half of a provider that cannot map memory: see RemoteWriter.swift.
-package struct RemoteWriter {
-    package init() {}
-}

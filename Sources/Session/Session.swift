@@ -7,6 +7,10 @@ import StreamRing
 /// One stream, two carriers: the session of one connected socket, as this process sees it.
 ///
 /// A value of two pointers; copying it copies nothing. See Documentation/Protocol.md.
+///
+/// Locks: whatever changes the sending half holds the slot's send lock, the receiving half its receive lock; no call
+/// holds a lock while it sleeps; only `end` takes both, sending first. Both locks are family-shared, so threads and
+/// forked children are the same thing here. The windows are mapped while a lock is held and `local` is not nil.
 package struct Session {
     package let slot: Slot
     package let connection: UnsafeMutablePointer<Connection>
@@ -20,4 +24,51 @@ package struct Session {
     /// Data calls go through the session (else: plain kernel calls).
     @inline(__always)
     package var isDual: Bool { slot.mode.load() == Slot.Mode.dual }
+
+    /// The window that the peer writes. Only while the session is up.
+    @inline(__always)
+    package var local: Window { Window(connection.pointee.local.unsafelyUnwrapped) }
+    /// What I write for the peer.
+    @inline(__always)
+    package var remote: Window { Window(connection.pointee.remote.unsafelyUnwrapped) }
+
+    @inline(__always)
+    package var isUp: Bool { connection.pointee.local != nil }
+
+    @inline(__always) package var sendsOnTCP: Bool { slot.sendCuts.loadRelaxed() & 1 == 0 }
+    @inline(__always) package var receivesOnTCP: Bool { slot.receiveCuts.loadRelaxed() & 1 == 0 }
+
+    @inline(__always) package func has(_ flag: UInt64) -> Bool { slot.flags.loadRelaxed() & flag != 0 }
+
+    /// This side wants the stream on TCP: the operator said off, or this socket must not use its companion.
+    @inline(__always)
+    package var wantsTCP: Bool {
+        if slot.flags.loadRelaxed() & (Slot.Flags.pullBack | Slot.Flags.tcpOnly) != 0 { return true }
+        guard let word = ss_session_state.off_word else { return false }
+        return Word(word, 0).loadRelaxed() != 0
+    }
+
+    /// The peer wrote what no honest peer writes, or the companion is lost: the connection ends with ECONNRESET.
+    func breakOff(_ reason: Reason) {
+        slot.reason.store(reason.rawValue)
+        slot.flags.setBits(Slot.Flags.broken | Slot.Flags.tcpOnly)
+        // The peer must see an end too, at once and without our help later.
+        if connection.pointee.descriptor >= 0 { _ = ss_sys_shutdown(connection.pointee.descriptor, 2) }
+    }
+
+    /// Lets a provider that writes remotely make progress. True: it has failed for good, and the connection with it
+    /// (WSD-C13).
+    @inline(__always)
+    var companionIsLost: Bool {
+        guard let writer = connection.pointee.writer else { return false }
+        writer.progress()
+        if writer.pointee.failed, !has(Slot.Flags.broken) { breakOff(.companionFailed) }
+        return writer.pointee.failed
+    }
+
+    /// Publishes a line of the remote window that has just been written, where writing memory alone does not.
+    @inline(__always)
+    func publish(line: Int) {
+        if let writer = connection.pointee.writer { writer.publish(line: line) }
+    }
 }

@@ -23,6 +23,8 @@ package struct Window {
     package static var controlBytes: Int { 4096 }
     /// The ring's largest size in bytes, and the size of the mapping that is reserved (sparsely) for it.
     package static var maximumRingBytes: UInt64 { 1 << 20 }
+    /// The size that a ring begins with; it is widened when it proves too small.
+    package static var initialRingBytes: UInt64 { 1 << 15 }
     package static var minimumRingBytes: UInt64 { 1 << 12 }
     package static var bytes: Int { 4096 + (1 << 20) }
 

@@ -183,6 +183,15 @@ extern uint32_t ss_descriptor_table[SS_DESCRIPTORS] __attribute__((swift_attr("n
 #define SS_PRIVATE_STATE_BYTES 65536
 extern unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((aligned(64), swift_attr("nonisolated(unsafe)")));
 
+/// What the session must know about the process it runs in; set by the switch.
+struct ss_session_state {
+    uint64_t interrupting_signals;  // bit n-1: signal n has a handler that was installed without SA_RESTART
+    void *off_word;                 // the arena's `switchedOff`, NULL before the arena exists
+    uint32_t never_spin;
+    uint32_t initial_ring_bytes;    // 0 = the built-in value
+};
+extern struct ss_session_state ss_session_state __attribute__((swift_attr("nonisolated(unsafe)")));
+
 static inline void *ss_private_state_address(void) { return ss_private_state; }
 static inline uint32_t ss_descriptor_load(uint32_t fd) { return __atomic_load_n(&ss_descriptor_table[fd], __ATOMIC_ACQUIRE); }
 static inline void ss_descriptor_store(uint32_t fd, uint32_t v) { __atomic_store_n(&ss_descriptor_table[fd], v, __ATOMIC_RELEASE); }

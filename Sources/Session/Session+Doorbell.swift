@@ -1,0 +1,71 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+// Sleep and wake. A side that goes to sleep raises a number in the peer's window, fences, and looks again; the peer rings
+// once for each number that it sees. Numbers are never taken back: a stale one costs the peer one needless ring.
+extension Session {
+    /// "Ring me when there is something to read." The caller looks again afterwards, before it sleeps.
+    package func armReceive() {
+        remote.armedForReceive.store(slot.armedForReceiveCounter.add(1))
+        publish(line: 2)
+        fullFence()  // pairs with the fence in publishProducer
+    }
+
+    /// "Ring me when there is room to send."
+    package func armSend() {
+        remote.armedForSend.store(slot.armedForSendCounter.add(1))
+        publish(line: 3)
+        fullFence()  // pairs with the fence in publishCredit
+    }
+
+    /// Wakes the peer's receiver if it sleeps. Under the send lock, after publishing.
+    @inline(__always)
+    func ringReceiver() {
+        let armed = local.armedForReceive.load()
+        if armed != slot.rungForReceive.loadRelaxed() {
+            slot.rungForReceive.storeRelaxed(armed)
+            ring()
+        }
+    }
+
+    /// Wakes the peer's sender if it sleeps. Under the receive lock, after publishing.
+    @inline(__always)
+    func ringSender() {
+        let armed = local.armedForSend.load()
+        if armed != slot.rungForSend.loadRelaxed() {
+            slot.rungForSend.storeRelaxed(armed)
+            ring()
+        }
+    }
+
+    /// A message without content is a ring of the peer's doorbell.
+    @inline(never)
+    package func ring() {
+        guard let provider = connection.pointee.provider, let send = provider.pointee.calls.lpWSPSend else { return }
+        var sent = 0
+        var error: Int32 = 0
+        _ = send(connection.pointee.companion, nil, 0, &sent, 0, nil, &error)
+    }
+
+    /// Silences our own doorbell, so that the next sleep is one. Whoever calls it looks at the rings again afterwards; if
+    /// there is something now, other waiters on the same doorbell must hear of it.
+    package func drainDoorbell() {
+        guard let provider = connection.pointee.provider, let receive = provider.pointee.calls.lpWSPRecv else { return }
+        var received = 0
+        var flags: UInt32 = 0
+        var error: Int32 = 0
+        _ = receive(connection.pointee.companion, nil, 0, &received, &flags, nil, &error)
+        fullFence()
+        if looksReadable { ringOurselves() }
+    }
+
+    /// Wakes whoever sleeps on our own doorbell.
+    package func ringOurselves() {
+        guard connection.pointee.writer == nil, connection.pointee.notification >= 0 else { return }
+        var one: UInt64 = 1
+        _ = ss_sys_write(connection.pointee.notification, &one, 8)
+    }
+}

@@ -1,0 +1,67 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+// What poll, select and epoll need to know of a dual socket.
+extension Session {
+    /// EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLPRI as the kernel would report them for the one stream.
+    ///
+    /// The kernel is asked (one poll) when a direction of interest is on TCP or the TCP socket has ended; otherwise the
+    /// windows alone answer.
+    package func readiness(_ fd: Int32, _ interest: UInt32) -> UInt32 {
+        guard enterWatch() else { return Session.kernelEvents(fd, interest) }
+        defer { leaveWatch(0) }
+        // Acknowledging a cut may be all that stands between the program and the data behind it.
+        if local.cutCount.load() != slot.receiveCuts.load(), slot.receiveLock.tryLock() {
+            if isUp, !followCuts() { breakOff(.protocolViolation) }
+            slot.receiveLock.unlock()
+        }
+        let readable = EPOLLIN.rawValue | EPOLLRDNORM.rawValue
+        let writable = EPOLLOUT.rawValue | EPOLLWRNORM.rawValue
+        var events: UInt32 = 0
+        if !receivesOnTCP, looksReadable { events |= readable }
+        if !sendsOnTCP, looksWritable { events |= writable }
+
+        let ended = has(Slot.Flags.tcpEnded | Slot.Flags.broken)
+        let asksForReading = receivesOnTCP && interest & readable != 0
+        let asksForWriting = sendsOnTCP && interest & writable != 0
+        if ended || asksForReading || asksForWriting {
+            let kernel = Session.kernelEvents(fd, readable | writable | EPOLLRDHUP.rawValue | EPOLLPRI.rawValue)
+            events |= kernel & (EPOLLRDHUP.rawValue | EPOLLHUP.rawValue | EPOLLERR.rawValue | EPOLLPRI.rawValue)
+            let over = kernel & (EPOLLRDHUP.rawValue | EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0
+            if receivesOnTCP || over { events |= kernel & readable }
+            if sendsOnTCP || kernel & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { events |= kernel & writable }
+        }
+        return events & (interest | EPOLLHUP.rawValue | EPOLLERR.rawValue)
+    }
+
+    private static func kernelEvents(_ fd: Int32, _ interest: UInt32) -> UInt32 {
+        var entry = pollfd(fd: fd, events: Int16(truncatingIfNeeded: interest), revents: 0)
+        var now = timespec(tv_sec: 0, tv_nsec: 0)
+        guard ss_sys_ppoll(&entry, 1, &now, nil) > 0 else { return 0 }
+        return UInt32(UInt16(bitPattern: entry.revents)) & (interest | EPOLLHUP.rawValue | EPOLLERR.rawValue)
+    }
+
+    /// The kernel reported the TCP socket of a dual connection: remember an end of the stream. Data on TCP need no note;
+    /// `readiness` asks the kernel while TCP carries a direction, and a cut says so.
+    package func noteTCPEvent(_ fd: Int32) {
+        guard enterWatch() else { return }
+        connection.pointee.tcpEvents &+= 1
+        noteTCPEnd(fd)
+        leaveWatch(0)
+    }
+
+    /// Changes whenever something new can be read: the edge of EPOLLET.
+    package var receiveEdge: UInt64 {
+        guard isUp else { return 0 }
+        return local.producer.load() &+ local.cutCount.load() << 52 &+ connection.pointee.tcpEvents << 56
+    }
+
+    /// Changes whenever a sender found no room, so that the room made afterwards is news.
+    package var sendEdge: UInt64 { slot.sendFullCount.load() &+ slot.sendRingBytes.load() &+ connection.pointee.tcpEvents << 56 }
+
+    /// The CPU on which the peer last sent: a waiter on the same one must not spin.
+    package var peerCPU: UInt64 { isUp ? local.senderCPU.loadRelaxed() : UInt64.max }
+}

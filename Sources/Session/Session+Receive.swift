@@ -1,0 +1,271 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+extension Session {
+    /// Receives like recvmsg(2) on a stream socket.
+    package func receive(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
+        var cursor = MessageCursor(message)
+        let total = cursor.total()
+        if total <= 0 || flags & Int32(MSG_OOB | MSG_ERRQUEUE) != 0 { return ss_sys_recvmsg(fd, message, flags) }
+        let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
+        let peeks = flags & Int32(MSG_PEEK) != 0
+        let wantsAll = flags & Int32(MSG_WAITALL) != 0 && !nonBlocking && !peeks
+        let generation = slot.generation.loadRelaxed()
+        var wait = WaitState()
+        var done = 0
+        while true {
+            if slot.receiveLock.lock() == .ownedByThisThread { return done > 0 ? done : -Int(EAGAIN) }
+            var result = -Int(EBADF)
+            if isUp, slot.generation.loadRelaxed() == generation {
+                result = tryReceive(fd, message, &cursor, flags)
+            } else if done == 0 {
+                result = ss_sys_recvmsg(fd, message, flags | Int32(MSG_DONTWAIT))
+            }
+            slot.receiveLock.unlock()
+            if result > 0 {
+                done &+= result
+                if !wantsAll || done >= total { return done }
+                continue
+            }
+            if result != -Int(EAGAIN) || nonBlocking { return done > 0 ? done : result }
+            result = waitToReceive(fd, &wait)
+            if result < 0 { return done > 0 ? done : result }
+        }
+    }
+
+    /// Like recv(2) with one buffer. The common case, bytes waiting in the ring, without the loop.
+    @inline(__always)
+    package func receive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int, _ flags: Int32) -> Int {
+        if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, slot.receiveLock.tryLock() {
+            let taken = isUp ? receiveQuickly(buffer, count) : 0
+            slot.receiveLock.unlock()
+            if taken > 0 { return taken }
+        }
+        return receiveOneBuffer(fd, buffer, count, flags)
+    }
+
+    @inline(never)
+    private func receiveOneBuffer(_ fd: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int, _ flags: Int32) -> Int {
+        var vector = iovec(iov_base: buffer, iov_len: Int(count))
+        return withUnsafeMutablePointer(to: &vector) { vector in
+            var message = msghdr()
+            message.msg_iov = vector
+            message.msg_iovlen = 1
+            return receive(fd, &message, flags)
+        }
+    }
+
+    /// What lies in the ring, or 0 when there is nothing or anything at all is unusual.
+    @inline(__always)
+    private func receiveQuickly(_ buffer: UnsafeMutableRawPointer, _ count: Int) -> Int {
+        guard slot.receiveCuts.loadRelaxed() & 1 == 1, connection.pointee.writer == nil, !wantsTCP,
+            slot.flags.loadRelaxed() & Slot.Flags.broken == 0
+        else { return 0 }
+        let position = slot.receivePosition.loadRelaxed()
+        let producer = local.producer.load()  // SYNC POINT: pairs with the release in publishProducer
+        let size = slot.receiveRingBytes.loadRelaxed()
+        let available = producer &- position
+        guard available != 0, available <= size, local.ringBytes.loadRelaxed() == size,
+            local.ringOrigin.loadRelaxed() == slot.receiveRingOrigin.loadRelaxed()
+        else { return 0 }
+        let taken = min(count, Int(available))
+        RingGeometry(origin: slot.receiveRingOrigin.loadRelaxed(), size: size)
+            .read(local.ring, at: position, into: buffer, count: taken)
+        publishCredit(position &+ UInt64(taken), producer)
+        return taken
+    }
+
+    /// Gives the space up to `position` back to the peer.
+    @inline(__always)
+    private func publishCredit(_ position: UInt64, _ producer: UInt64) {
+        slot.receivePosition.storeRelaxed(position)
+        remote.receiverCPU.storeRelaxed(UInt64(UInt32(bitPattern: ss_cpu())))
+        remote.credit.store(position)  // SYNC POINT: pairs with the acquire in roomToSend
+        publish(line: 1)
+        fullFence()  // pairs with the fence in armSend
+        if producer &- position <= slot.receiveRingBytes.loadRelaxed() / 2 { ringSender() }
+    }
+
+    // MARK: One attempt, under the receive lock
+
+    /// Bytes received, 0 at the end of the stream, or -errno; -EAGAIN: nothing now.
+    private func tryReceive(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+        var rounds = 0
+        while rounds < 32 {
+            rounds &+= 1
+            if companionIsLost || has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+            guard followCuts() else {
+                breakOff(.protocolViolation)
+                return -Int(ECONNRESET)
+            }
+            invite(fd)
+            let result = receivesOnTCP
+                ? tryReceiveFromTCP(fd, message, &cursor, flags)
+                : tryReceiveFromCompanion(fd, message, &cursor, flags)
+            if result != Session.again { return result }
+        }
+        return -Int(EAGAIN)
+    }
+
+    /// The state changed meanwhile: look at everything again.
+    private static var again: Int { Int.min }
+
+    private func tryReceiveFromTCP(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+        let followed = slot.receiveCuts.loadRelaxed()
+        let made = local.cutCount.load()
+        if made != followed {
+            // The peer goes on elsewhere after `cutOnTCP`: read up to there and not one byte more.
+            let left = local.cutOnTCP.loadRelaxed() &- slot.tcpPosition.loadRelaxed()
+            guard left > 0, left <= UInt64(Int64.max) else { return Session.again }
+            return receiveFromTCP(fd, message, &cursor, flags, bound: Int(clamping: left))
+        }
+        if slot.invitation.loadRelaxed() == Invitation.none {
+            return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
+        }
+        // Invited: a cut may come at any moment, even two of them with TCP bytes behind the second. What was queued before
+        // a look that saw no cut was written before any cut.
+        var queued: Int32 = 0
+        let result = ss_sys_ioctl(fd, ss_siocinq, &queued)
+        if result < 0 { return result }
+        if local.cutCount.load() != made { return Session.again }
+        if queued > 0 { return receiveFromTCP(fd, message, &cursor, flags, bound: Int(queued)) }
+        let peeked = peekTCP(fd)
+        if peeked > 0 || local.cutCount.load() != made { return Session.again }
+        if peeked == 0 { slot.flags.setBits(Slot.Flags.tcpEnded) }
+        return peeked
+    }
+
+    private func tryReceiveFromCompanion(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+        let taken = receiveFromRing(&cursor, flags)
+        if taken != 0 {
+            if taken > 0 { Session.clearAncillary(message) }
+            return taken
+        }
+        let followed = slot.receiveCuts.loadRelaxed()
+        let position = slot.receivePosition.loadRelaxed()
+        if local.cutCount.load() != followed {
+            // The cut lies ahead: its bytes are published before it, so they are there, or (a provider that writes
+            // remotely) about to be.
+            return local.producer.load() != position || local.cutOnCompanion.loadRelaxed() == position ? Session.again : -Int(EAGAIN)
+        }
+        if has(Slot.Flags.readShutDown) { return 0 }
+        // The ring is empty. The end of the stream is TCP's: FIN or reset; then the ring is looked at again, then the cuts.
+        let peeked = peekTCP(fd)
+        if peeked == -Int(EAGAIN) { return peeked }
+        if local.producer.load() != position || local.cutCount.load() != followed { return Session.again }
+        if peeked == 0 {
+            slot.flags.setBits(Slot.Flags.tcpEnded)
+            return 0
+        }
+        if peeked < 0 {
+            slot.flags.setBits(Slot.Flags.tcpEnded | Slot.Flags.peerGone)
+            return peeked
+        }
+        // Bytes on the silent carrier, and no cut: the peer's program wrote them by a way that its switch does not see (a
+        // raw system call). They follow everything that it had sent before.
+        return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
+    }
+
+    private func peekTCP(_ fd: Int32) -> Int {
+        var byte: UInt8 = 0
+        return ss_sys_recvfrom(fd, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT))
+    }
+
+    private func receiveFromTCP(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32, bound: Int) -> Int {
+        let flags = (flags | Int32(MSG_DONTWAIT)) & ~Int32(MSG_WAITALL)
+        var result: Int
+        if cursor.isAtStart && bound == Int.max {
+            result = ss_sys_recvmsg(fd, message, flags)
+        } else {
+            guard let piece = cursor.piece() else { return 0 }
+            result = ss_sys_recvfrom(fd, piece.start, min(piece.count, bound), flags)
+            if result >= 0 { Session.clearAncillary(message) }
+        }
+        if result == 0 { slot.flags.setBits(Slot.Flags.tcpEnded) }
+        if result > 0, flags & Int32(MSG_PEEK) == 0 {
+            slot.tcpBytesReceived.count(UInt64(result))
+            slot.tcpPosition.storeRelaxed(slot.tcpPosition.loadRelaxed() &+ UInt64(result))
+            var left = result
+            while left > 0, let piece = cursor.piece() {
+                let count = min(left, piece.count)
+                cursor.advance(count)
+                left &-= count
+            }
+        }
+        return result
+    }
+
+    /// Bytes copied out of the ring, 0 when it is empty, or -ECONNRESET when the peer's words are nonsense.
+    private func receiveFromRing(_ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+        let start = slot.receivePosition.loadRelaxed()
+        let producer = local.producer.load()  // SYNC POINT: pairs with the release in publishProducer
+        if producer == start { return 0 }
+        guard let geometry = receiveGeometry(start), producer &- start <= geometry.size else {
+            breakOff(.protocolViolation)
+            return -Int(ECONNRESET)
+        }
+        var position = start
+        let discards = flags & Int32(MSG_TRUNC) != 0
+        while position != producer, let piece = cursor.piece() {
+            let count = min(piece.count, Int(producer &- position))
+            if !discards { geometry.read(local.ring, at: position, into: piece.start, count: count) }
+            position &+= UInt64(count)
+            cursor.advance(count)
+        }
+        if flags & Int32(MSG_PEEK) == 0 { publishCredit(position, producer) }
+        return Int(position &- start)
+    }
+
+    /// The ring's geometry, after the peer widened it if it did: only an empty ring may change, at exactly this position.
+    private func receiveGeometry(_ position: UInt64) -> RingGeometry? {
+        let size = local.ringBytes.loadRelaxed()
+        let origin = local.ringOrigin.loadRelaxed()
+        if size == slot.receiveRingBytes.loadRelaxed(), origin == slot.receiveRingOrigin.loadRelaxed() {
+            return RingGeometry(origin: origin, size: size)
+        }
+        guard RingGeometry.isValid(size: size), origin == position else { return nil }
+        slot.receiveRingOrigin.storeRelaxed(origin)
+        slot.receiveRingBytes.storeRelaxed(size)
+        return RingGeometry(origin: origin, size: size)
+    }
+
+    /// What the kernel leaves in a message header after receiving on a TCP socket.
+    private static func clearAncillary(_ message: UnsafeMutablePointer<msghdr>) {
+        if message.pointee.msg_name != nil { message.pointee.msg_namelen = 0 }
+        message.pointee.msg_controllen = 0
+        message.pointee.msg_flags = 0
+    }
+
+    // MARK: Data
+
+    /// Whether a receiver that found nothing should try again. No system call.
+    package var looksReadable: Bool {
+        guard isUp else { return true }
+        let followed = slot.receiveCuts.load()
+        let made = local.cutCount.load()
+        if followed & 1 == 0 {
+            return made != followed && local.cutOnTCP.loadRelaxed() == slot.tcpPosition.loadRelaxed()
+        }
+        let position = slot.receivePosition.load()
+        return local.producer.load() != position || (made != followed && local.cutOnCompanion.loadRelaxed() == position)
+    }
+
+    /// Bytes that can be read now from both carriers: FIONREAD.
+    package func queuedBytes(_ fd: Int32) -> Int {
+        if slot.receiveLock.lock() == .ownedByThisThread { return 0 }
+        defer { slot.receiveLock.unlock() }
+        var queued: Int32 = 0
+        guard isUp else { return ss_sys_ioctl(fd, ss_fionread, &queued) < 0 ? 0 : Int(queued) }
+        _ = followCuts()
+        if !receivesOnTCP {
+            let waiting = local.producer.load() &- slot.receivePosition.loadRelaxed()
+            return waiting <= Window.maximumRingBytes ? Int(waiting) : 0
+        }
+        let result = ss_sys_ioctl(fd, ss_fionread, &queued)
+        if result < 0 { return result }
+        return Int(queued)
+    }
+}

@@ -1,0 +1,320 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+extension Session {
+    /// Sends like sendmsg(2) on a stream socket: blocks until everything is taken, unless the socket or `flags` say
+    /// otherwise; SIGPIPE and the error numbers are the kernel's.
+    package func send(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int {
+        var cursor = MessageCursor(message)
+        let total = cursor.total()
+        if total <= 0 || flags & Int32(MSG_OOB) != 0 {
+            return total > 0 ? sendUrgent(fd, message, flags) : ss_sys_sendmsg(fd, message, flags)
+        }
+        let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
+        let generation = slot.generation.loadRelaxed()
+        var wait = WaitState()
+        var done = 0
+        while true {
+            if slot.sendLock.lock() == .ownedByThisThread { return done > 0 ? done : -Int(EAGAIN) }
+            var result = -Int(EBADF)
+            if isUp, slot.generation.loadRelaxed() == generation {
+                result = trySend(fd, message, &cursor, done > 0 ? flags | Int32(MSG_NOSIGNAL) : flags)
+            } else if done == 0 {
+                result = ss_sys_sendmsg(fd, message, flags | Int32(MSG_DONTWAIT))
+            }
+            slot.sendLock.unlock()
+            if result > 0 {
+                done &+= result
+                if done >= total { return done }
+                continue
+            }
+            if result != -Int(EAGAIN) || nonBlocking { return done > 0 ? done : result }
+            result = waitToSend(fd, &wait)
+            if result < 0 { return done > 0 ? done : result }
+        }
+    }
+
+    /// Like send(2) with one buffer. The common case, a small message into a ring with room, without the loop.
+    @inline(__always)
+    package func send(_ fd: Int32, _ buffer: UnsafeRawPointer, _ count: Int, _ flags: Int32) -> Int {
+        if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, slot.sendLock.tryLock() {
+            let taken = isUp ? sendQuickly(buffer, count) : 0
+            slot.sendLock.unlock()
+            if taken > 0 { return taken }
+        }
+        return sendOneBuffer(fd, buffer, count, flags)
+    }
+
+    @inline(never)
+    private func sendOneBuffer(_ fd: Int32, _ buffer: UnsafeRawPointer, _ count: Int, _ flags: Int32) -> Int {
+        var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: buffer), iov_len: Int(count))
+        return withUnsafeMutablePointer(to: &vector) { vector in
+            var message = msghdr()
+            message.msg_iov = vector
+            message.msg_iovlen = 1
+            return send(fd, &message, flags)
+        }
+    }
+
+    /// All of it into the ring, or nothing (0) when anything at all is unusual.
+    @inline(__always)
+    private func sendQuickly(_ buffer: UnsafeRawPointer, _ count: Int) -> Int {
+        guard slot.sendCuts.loadRelaxed() & 1 == 1, connection.pointee.writer == nil,
+            local.invitation.load() == Invitation.toCompanion, !sendNeedsTCP, !wantsTCP,
+            ss_cycles() &- connection.pointee.lastPeerCheck < Session.peerCheckCycles
+        else { return 0 }
+        let position = slot.sendPosition.loadRelaxed()
+        let size = slot.sendRingBytes.loadRelaxed()
+        var used = position &- slot.sendCredit.loadRelaxed()
+        if used > size || size &- used < UInt64(count) {
+            let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
+            used = position &- credit
+            guard used <= size, slot.sendFullCount.loadRelaxed() < Session.fullsBeforeWidening else { return 0 }
+            slot.sendCredit.storeRelaxed(credit)
+            if size &- used < UInt64(count) { return 0 }
+        }
+        RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
+            .write(remote.ring, at: position, from: buffer, count: count)
+        publishProducer(position &+ UInt64(count))
+        return count
+    }
+
+    /// Roughly 50 to 100 µs: how long a sender may go without asking the kernel whether its peer is still there.
+    static var peerCheckCycles: UInt64 { 200_000 }
+    static var fullsBeforeWidening: UInt64 { 2 }
+
+    /// Nobody reads the ring any more, or this side has shut down: the kernel's own send gives the right answer.
+    @inline(__always)
+    var sendNeedsTCP: Bool {
+        slot.flags.loadRelaxed() & (Slot.Flags.writeShutDown | Slot.Flags.peerGone | Slot.Flags.broken) != 0
+            || local.endFlags.loadRelaxed() & EndFlags.closed != 0
+    }
+
+    @inline(__always)
+    private func publishProducer(_ position: UInt64) {
+        slot.sendPosition.storeRelaxed(position)
+        remote.senderCPU.storeRelaxed(UInt64(UInt32(bitPattern: ss_cpu())))
+        remote.producer.store(position)  // SYNC POINT: pairs with the acquire in receiveFromRing
+        fullFence()  // pairs with the fence in armReceive
+        ringReceiver()
+    }
+
+    // MARK: One attempt, under the send lock
+
+    /// Bytes taken, or -errno; -EAGAIN: no room now.
+    private func trySend(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+        if companionIsLost { return -Int(ECONNRESET) }
+        changeCarrierIfAsked(fd)
+        if sendsOnTCP { return sendOnTCP(fd, message, &cursor, flags) }
+        lookAfterPeer(fd)
+        if sendNeedsTCP { return sendOnTCP(fd, message, &cursor, flags) }
+
+        let start = slot.sendPosition.loadRelaxed()
+        var position = start
+        while let piece = cursor.piece() {
+            let room = roomToSend(position, wanted: piece.count)
+            if room <= 0 { break }
+            let count = min(piece.count, room)
+            RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
+                .write(remote.ring, at: position, from: piece.start, count: count)
+            position &+= UInt64(count)
+            cursor.advance(count)
+        }
+        if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+        if cursor.piece() != nil { slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1) }
+        if position == start { return -Int(EAGAIN) }
+        if let writer = connection.pointee.writer {
+            slot.sendPosition.storeRelaxed(position)
+            remote.senderCPU.storeRelaxed(UInt64(UInt32(bitPattern: ss_cpu())))
+            writer.send(upTo: position)
+            ringReceiver()
+        } else {
+            publishProducer(position)
+        }
+        return Int(position &- start)
+    }
+
+    /// Bytes that may be written at `position`; widens a ring that proved too small as soon as it is empty. `wanted` lets
+    /// the peer's credit alone (and its cache line) while the last one seen suffices.
+    private func roomToSend(_ position: UInt64, wanted: Int) -> Int {
+        var size = slot.sendRingBytes.loadRelaxed()
+        let mustDrain = slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeWidening && size < Window.maximumRingBytes
+        var used = position &- slot.sendCredit.loadRelaxed()
+        if mustDrain || used > size || size &- used < UInt64(wanted) {
+            let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
+            used = position &- credit
+            guard used <= size else {
+                breakOff(.protocolViolation)
+                return 0
+            }
+            slot.sendCredit.storeRelaxed(credit)
+        }
+        if mustDrain {
+            guard used == 0 else { return 0 }
+            size = min(size &* 4, Window.maximumRingBytes)
+            slot.sendRingOrigin.storeRelaxed(position)
+            slot.sendRingBytes.storeRelaxed(size)
+            slot.sendFullCount.storeRelaxed(0)
+            remote.ringOrigin.storeRelaxed(position)
+            remote.ringBytes.storeRelaxed(size)  // published by the next producer, with release
+        }
+        var room = size &- used
+        if let writer = connection.pointee.writer { room = min(room, writer.capacity) }
+        return Int(room)
+    }
+
+    private func sendOnTCP(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+        let flags = flags | Int32(MSG_DONTWAIT)
+        var result: Int
+        if cursor.isAtStart {
+            result = ss_sys_sendmsg(fd, message, flags)
+        } else {
+            guard let piece = cursor.piece() else { return 0 }
+            result = ss_sys_sendto(fd, piece.start, piece.count, flags)
+        }
+        if result > 0 {
+            slot.tcpBytesSent.count(UInt64(result))
+            var left = result
+            while left > 0, let piece = cursor.piece() {
+                let count = min(left, piece.count)
+                cursor.advance(count)
+                left &-= count
+            }
+        }
+        return result
+    }
+
+    /// Urgent data goes over TCP: the direction is cut back to it, and stays there.
+    private func sendUrgent(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int {
+        if slot.sendLock.lock() == .ownedByThisThread { return -Int(EAGAIN) }
+        defer { slot.sendLock.unlock() }
+        if isUp {
+            slot.flags.setBits(Slot.Flags.tcpOnly)
+            slot.reason.store(Reason.urgentData.rawValue)
+            if !sendsOnTCP, !cutToTCP() { return -Int(EAGAIN) }
+        }
+        let result = ss_sys_sendmsg(fd, message, flags)
+        if result > 0 { slot.tcpBytesSent.count(UInt64(result)) }
+        return result
+    }
+
+    /// Asks the kernel, now and then, whether the peer's side of the TCP connection has ended: a killed process says
+    /// nothing in the window. Under the send lock.
+    private func lookAfterPeer(_ fd: Int32) {
+        let now = ss_cycles()
+        guard now &- connection.pointee.lastPeerCheck >= Session.peerCheckCycles else { return }
+        connection.pointee.lastPeerCheck = now
+        noteTCPEnd(fd)
+    }
+
+    /// Looks at the TCP socket for an end of the stream and remembers it. A FIN without a half-close means that the peer's
+    /// process is gone: nobody will read the ring, and the kernel knows what a write deserves.
+    @discardableResult
+    func noteTCPEnd(_ fd: Int32) -> Int16 {
+        if has(Slot.Flags.peerGone) { return Int16(POLLRDHUP) }
+        var entry = pollfd(fd: fd, events: Int16(POLLRDHUP), revents: 0)
+        var now = timespec(tv_sec: 0, tv_nsec: 0)
+        guard ss_sys_ppoll(&entry, 1, &now, nil) > 0 else { return 0 }
+        let hangup = Int16(POLLHUP) | Int16(POLLERR)
+        if entry.revents & (Int16(POLLRDHUP) | hangup) != 0 {
+            slot.flags.setBits(Slot.Flags.tcpEnded)
+            let half = local.endFlags.load()
+            if half & EndFlags.halfClosed == 0 || half & EndFlags.closed != 0 || entry.revents & Int16(POLLERR) != 0 {
+                slot.flags.setBits(Slot.Flags.peerGone)
+            }
+        }
+        return entry.revents
+    }
+
+    // MARK: sendfile
+
+    /// Like sendfile(2): file contents are read straight into the ring.
+    package func sendFile(_ fd: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
+        var position = Int64(0)
+        if let offset {
+            position = offset.pointee
+        } else {
+            let now = ss_syscall6(Int(SYS_lseek), Int(input), 0, Int(SEEK_CUR), 0, 0, 0)
+            if now < 0 { return now == -Int(ESPIPE) ? -Int(EINVAL) : now }
+            position = Int64(now)
+        }
+        let nonBlocking = has(Slot.Flags.nonBlocking)
+        var wait = WaitState()
+        var done = 0
+        var result = 0
+        while done < count {
+            if slot.sendLock.lock() == .ownedByThisThread { result = -Int(EAGAIN) } else {
+                result = isUp ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
+                slot.sendLock.unlock()
+            }
+            if result > 0 {
+                done &+= result
+                position &+= Int64(result)
+                continue
+            }
+            if result != -Int(EAGAIN) || nonBlocking { break }
+            result = waitToSend(fd, &wait)
+            if result < 0 { break }
+        }
+        if done > 0 {
+            if let offset { offset.pointee = position } else { _ = ss_syscall6(Int(SYS_lseek), Int(input), Int(position), Int(SEEK_SET), 0, 0, 0) }
+            return done
+        }
+        return result
+    }
+
+    /// Bytes moved, 0 at the file's end, or -errno. Under the send lock.
+    private func trySendFile(_ fd: Int32, _ input: Int32, _ offset: Int64, _ count: Int) -> Int {
+        if companionIsLost { return -Int(ECONNRESET) }
+        changeCarrierIfAsked(fd)
+        if !sendsOnTCP { lookAfterPeer(fd) }
+        if sendsOnTCP || sendNeedsTCP {
+            return copyFileToTCP(fd, input, offset, count)
+        }
+        let position = slot.sendPosition.loadRelaxed()
+        let room = roomToSend(position, wanted: count)
+        if room <= 0 {
+            slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1)
+            return has(Slot.Flags.broken) ? -Int(ECONNRESET) : -Int(EAGAIN)
+        }
+        let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
+        let start = geometry.index(position)
+        let read = ss_sys_pread(input, remote.ring + start, min(min(count, room), Int(geometry.size) &- start), offset)
+        if read <= 0 { return read }
+        if let writer = connection.pointee.writer {
+            slot.sendPosition.storeRelaxed(position &+ UInt64(read))
+            writer.send(upTo: position &+ UInt64(read))
+            ringReceiver()
+        } else {
+            publishProducer(position &+ UInt64(read))
+        }
+        return read
+    }
+
+    @inline(never)
+    private func copyFileToTCP(_ fd: Int32, _ input: Int32, _ offset: Int64, _ count: Int) -> Int {
+        var buffer = InlineArray<8192, UInt8>(repeating: 0)
+        let bytes = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &buffer) { $0 })
+        let read = ss_sys_pread(input, bytes, min(count, 8192), offset)
+        if read <= 0 { return read }
+        let sent = ss_sys_sendto(fd, bytes, read, Int32(MSG_DONTWAIT))
+        if sent > 0 { slot.tcpBytesSent.count(UInt64(sent)) }
+        return sent
+    }
+
+    // MARK: Room
+
+    /// Whether a sender that found the ring full should try again: half of it is free (all of it, when it is about to be
+    /// widened), or the kernel has the answer anyway. No system call.
+    package var looksWritable: Bool {
+        guard isUp, !sendsOnTCP else { return false }
+        if sendNeedsTCP || wantsTCP || local.invitation.load() == Invitation.toTCP { return true }
+        let size = slot.sendRingBytes.loadRelaxed()
+        let used = slot.sendPosition.loadRelaxed() &- local.credit.load()
+        if slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeWidening && size < Window.maximumRingBytes { return used == 0 }
+        return used <= size / 2
+    }
+}

@@ -1,0 +1,211 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+/// What one blocking call remembers between its sleeps.
+struct WaitState {
+    /// Our doorbell was found rung: it must be silenced before the next sleep.
+    var rang = false
+    /// Monotonic nanoseconds; 0 = not asked yet, `never` = no time-out (SO_RCVTIMEO, SO_SNDTIMEO).
+    var deadline: UInt64 = 0
+    /// The peer's credit when this sender began to starve, and since when.
+    var stalledCredit = UInt64.max
+    var stalledSince: UInt64 = 0
+
+    static var never: UInt64 { UInt64.max }
+}
+
+// Waiting, adaptively: look for a while, then sleep in the kernel. Budgets are times, never counts; they shrink when
+// looking was in vain and grow when sleeping was shorter than a wake-up costs. A peer on this very CPU is given it.
+extension Session {
+    /// The most that looking may cost before sleeping, nanoseconds: about what a sleep and a wake-up cost.
+    static var maximumSpinNanoseconds: UInt32 { 100_000 }
+    static var firstSpinNanoseconds: UInt32 { 50_000 }
+    static var minimumSpinNanoseconds: UInt32 { 3_000 }
+    /// A sender whose peer takes nothing for so long hands over to TCP and its larger buffers.
+    static var stallNanoseconds: UInt64 { 20_000_000 }
+
+    // MARK: The two waits. 0: look again; or -errno.
+
+    func waitToReceive(_ fd: Int32, _ wait: inout WaitState) -> Int {
+        guard enterWatch() else { return 0 }
+        if spin(receiving: true) { return leaveWatch(0) }
+        if wait.rang { drainDoorbell() }
+        wait.rang = false
+        armReceive()
+        connection.pointee.writer?.progress()
+        if looksReadable { return leaveWatch(0) }
+        let tick = connection.pointee.writer?.pointee.needsAttention ?? false
+        let notification = connection.pointee.notification
+        _ = leaveWatch(0)
+        if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
+        let events = Int16(POLLIN) | (has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP))
+        return sleep(fd, events, notification, &wait, atMost: tick ? 1_000_000 : WaitState.never, receiving: true)
+    }
+
+    func waitToSend(_ fd: Int32, _ wait: inout WaitState) -> Int {
+        guard enterWatch() else { return 0 }
+        let onTCP = sendsOnTCP
+        var atMost = WaitState.never
+        if !onTCP {
+            if spin(receiving: false) { return leaveWatch(0) }
+            if wait.rang { drainDoorbell() }
+            wait.rang = false
+            armSend()
+            connection.pointee.writer?.progress()
+            if looksWritable { return leaveWatch(0) }
+            atMost = connection.pointee.writer == nil ? Session.stallNanoseconds : 1_000_000
+            if handOverIfStalled(&wait) { return leaveWatch(0) }
+        }
+        let notification = connection.pointee.notification
+        _ = leaveWatch(0)
+        if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_SNDTIMEO) }
+        var events = onTCP ? Int16(POLLOUT) : 0
+        if !has(Slot.Flags.tcpEnded) { events |= Int16(POLLRDHUP) }
+        let result = sleep(fd, events, onTCP ? -1 : notification, &wait, atMost: atMost, receiving: false)
+        if !onTCP, slot.sendLock.lock() == .acquired {
+            if isUp { noteTCPEnd(fd) }
+            slot.sendLock.unlock()
+        }
+        return result
+    }
+
+    /// TCP would have taken more than a ring holds before it blocks a writer. So a writer whose reader does not read at
+    /// all for a while goes back to TCP, whose buffers take the rest.
+    private func handOverIfStalled(_ wait: inout WaitState) -> Bool {
+        let credit = local.credit.load()
+        let now = ss_monotonic_ns()
+        if credit != wait.stalledCredit {
+            wait.stalledCredit = credit
+            wait.stalledSince = now
+            return false
+        }
+        guard now &- wait.stalledSince >= Session.stallNanoseconds, slot.sendLock.tryLock() else { return false }
+        let handedOver = isUp && cutToTCP()
+        if handedOver { slot.reason.store(Reason.ringStalled.rawValue) }
+        slot.sendLock.unlock()
+        wait.stalledSince = now
+        return handedOver
+    }
+
+    // MARK: Looking at the windows without a lock
+
+    /// Keeps the windows mapped until `leaveWatch`. False: they are gone.
+    package func enterWatch() -> Bool {
+        watchers.add(1)
+        if isUp { return true }
+        watchers.subtract(1)
+        return false
+    }
+
+    @discardableResult
+    package func leaveWatch(_ result: Int) -> Int {
+        watchers.subtract(1)
+        return result
+    }
+
+    var watchers: Word {
+        Word(UnsafeMutableRawPointer(connection), MemoryLayout<Connection>.offsetOfWatchers)
+    }
+
+    /// Looks until the direction makes progress or the budget is spent.
+    private func spin(receiving: Bool) -> Bool {
+        if receiving ? looksReadable : looksWritable { return true }
+        if ss_session_state.never_spin != 0 { return false }
+        if receiving ? receivesOnTCP : sendsOnTCP { return false }
+        let peerCPU = receiving ? local.senderCPU.loadRelaxed() : local.receiverCPU.loadRelaxed()
+        let ownCPU = UInt64(UInt32(bitPattern: ss_cpu()))
+        // Tell the peer where we wait.
+        if receiving { remote.receiverCPU.storeRelaxed(ownCPU) } else { remote.senderCPU.storeRelaxed(ownCPU) }
+        if peerCPU == ownCPU {
+            var yields = 0
+            while yields < 20 {
+                _ = ss_sys_sched_yield()
+                if receiving ? looksReadable : looksWritable { return true }
+                yields &+= 1
+            }
+            return false
+        }
+        var budget = receiving ? connection.pointee.receiveSpinNanoseconds : connection.pointee.sendSpinNanoseconds
+        if budget == 0 { budget = Session.firstSpinNanoseconds }
+        let start = ss_monotonic_ns()
+        var elapsed: UInt64 = 0
+        while elapsed < UInt64(budget) {
+            if elapsed < 8_000 {
+                var pauses = 0
+                while pauses < 8 {
+                    ss_pause()
+                    if receiving ? looksReadable : looksWritable {
+                        setSpin(receiving, min(budget &+ budget / 4, Session.maximumSpinNanoseconds))
+                        return true
+                    }
+                    pauses &+= 1
+                }
+            } else {
+                _ = ss_sys_sched_yield()
+                if receiving ? looksReadable : looksWritable { return true }
+            }
+            connection.pointee.writer?.progress()
+            elapsed = ss_monotonic_ns() &- start
+        }
+        setSpin(receiving, max(budget / 2, Session.minimumSpinNanoseconds))
+        return false
+    }
+
+    private func setSpin(_ receiving: Bool, _ nanoseconds: UInt32) {
+        if receiving {
+            connection.pointee.receiveSpinNanoseconds = nanoseconds
+        } else {
+            connection.pointee.sendSpinNanoseconds = nanoseconds
+        }
+    }
+
+    // MARK: Sleeping
+
+    private func sleep(_ fd: Int32, _ events: Int16, _ notification: Int32, _ wait: inout WaitState, atMost: UInt64, receiving: Bool) -> Int {
+        var entries: (pollfd, pollfd) = (pollfd(fd: fd, events: events, revents: 0), pollfd(fd: notification, events: Int16(POLLIN), revents: 0))
+        let start = ss_monotonic_ns()
+        var nanoseconds = atMost
+        if wait.deadline != WaitState.never {
+            if start >= wait.deadline { return -Int(EAGAIN) }
+            nanoseconds = min(nanoseconds, wait.deadline &- start)
+        }
+        let result = withUnsafeMutableBytes(of: &entries) { entries in
+            let list = entries.baseAddress?.assumingMemoryBound(to: pollfd.self)
+            if nanoseconds == WaitState.never { return ss_sys_ppoll(list, 2, nil, nil) }
+            var timeout = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
+            return ss_sys_ppoll(list, 2, &timeout, nil)
+        }
+        if result == -Int(EINTR) {
+            // The kernel restarts a receive or send after a handler with SA_RESTART, unless it has a time-out.
+            return ss_session_state.interrupting_signals != 0 || wait.deadline != WaitState.never ? -Int(EINTR) : 0
+        }
+        if result < 0 { return result }
+        wait.rang = entries.1.revents != 0
+        if result > 0, ss_session_state.never_spin == 0 {
+            // Woken sooner than a wake-up costs: looking a little longer would have been cheaper.
+            let slept = ss_monotonic_ns() &- start
+            if slept < UInt64(Session.maximumSpinNanoseconds) {
+                let budget = receiving ? connection.pointee.receiveSpinNanoseconds : connection.pointee.sendSpinNanoseconds
+                setSpin(receiving, min(budget &* 2 &+ 2_000, Session.maximumSpinNanoseconds))
+            }
+        }
+        return 0
+    }
+
+    /// The time-out that the program set on the socket, as a point of monotonic time.
+    private static func deadline(_ fd: Int32, _ option: Int32) -> UInt64 {
+        var value = timeval()
+        var length = UInt32(MemoryLayout<timeval>.size)
+        guard ss_sys_getsockopt(fd, SOL_SOCKET, option, &value, &length) == 0 else { return WaitState.never }
+        let nanoseconds = UInt64(max(value.tv_sec, 0)) &* 1_000_000_000 &+ UInt64(max(value.tv_usec, 0)) &* 1000
+        return nanoseconds == 0 ? WaitState.never : ss_monotonic_ns() &+ nanoseconds
+    }
+}
+
+extension MemoryLayout where T == Connection {
+    /// Offset of `watchers`, which is the record's first field.
+    static var offsetOfWatchers: Int { 0 }
+}
