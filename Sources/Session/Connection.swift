@@ -47,9 +47,35 @@ package struct Connection {
     /// Events that the kernel reported on the TCP socket: part of the edges of EPOLLET.
     package var tcpEvents: UInt64 = 0
 
+    /// Slot of the listener that accepted it, and that slot's generation; 0 = none.
+    package var listener: Int32 = 0
+    package var listenerGeneration: UInt64 = 0
+    /// In the switch's list of companions that wait for their provider.
+    package var isPending = false
+    package var nextPending: Int32 = 0
+    package var options = RecordedOptions()
+
     /// The exchange of WSD-N4: the peer's message and the operation that receives it.
     package var helloReceive = WSAOVERLAPPED()
     package var hello = InlineArray<256, UInt8>(repeating: 0)
 
     package init() {}
+}
+
+/// Values of `Connection.companionState`.
+package enum CompanionState {
+    /// No companion.
+    package static var none: Int32 { 0 }
+    /// Made, bound, options replayed.
+    package static var bound: Int32 { 1 }
+    /// Listening for companions (WSPListen done).
+    package static var listening: Int32 { 2 }
+    /// WSPConnect is under way.
+    package static var connecting: Int32 { 3 }
+    /// The listening companion was told of the accepted connection.
+    package static var offered: Int32 { 4 }
+    /// Connected; the sessions exchange their hellos.
+    package static var negotiating: Int32 { 5 }
+    /// The session is up.
+    package static var up: Int32 { 6 }
 }

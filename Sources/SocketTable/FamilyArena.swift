@@ -22,7 +22,7 @@ package struct FamilyArena {
 
     package static var magic: UInt64 { 0x534F_434B_5357_3031 }  // "SOCKSW01"
     package static var slotCount: Int { 32768 }
-    package static var processCount: Int { 512 }
+    package static var processCount: Int { 2048 }
     package static var processBytes: Int { 128 }
     package static var holderBytes: Int { slotCount / 8 }
 

@@ -1,6 +1,8 @@
 import CSocketSwitch
 #if !hasFeature(Embedded)
 import Rendezvous
+import ServiceProviders
+import Session
 import SocketTable
 import StreamRing
 #endif
@@ -11,52 +13,287 @@ import StreamRing
 //   - work on descriptors that the switch does not know, too (they then are the plain system call).
 // The interposer looks at `ss_descriptor_table[fd]` first: 0 = not ours, call libc.
 
-/// Reads the environment. Called once, from the library's constructor.
-package func switchStart(service: UnsafePointer<CChar>?, policy: UnsafePointer<CChar>?, wait: UnsafePointer<CChar>?, upgrade: UnsafePointer<CChar>?) {}
+// MARK: Making sockets
 
-package func switchSocket(_ domain: Int32, _ type: Int32, _ proto: Int32) -> Int { ss_sys_socket(domain, type, proto) }
+/// socket(2): the program's socket is the kernel's, always (WSD-C1).
+package func switchSocket(_ domain: Int32, _ type: Int32, _ proto: Int32) -> Int {
+    let result = ss_sys_socket(domain, type, proto)
+    if result >= 0 {
+        let fd = Int32(result)
+        forgetStale(fd)
+        // Raw sockets, datagrams and other protocols never reach a SAN provider (WSD-C2).
+        if domain == AF_INET || domain == AF_INET6, type & 0xF == 1, proto == 0 || proto == 6, privateState.pointee.enabled {
+            _ = track(fd, kind: Slot.Kind.fresh, nonBlocking: type & Int32(O_NONBLOCK) != 0)
+        }
+    }
+    return result
+}
+
+/// bind(2) goes to TCP/IP and to nobody else (WSD-C3).
 package func switchBind(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int { ss_sys_bind(fd, address, length) }
-package func switchListen(_ fd: Int32, _ backlog: Int32) -> Int { ss_sys_listen(fd, backlog) }
-package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int { ss_sys_connect(fd, address, length) }
-package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?, _ flags: Int32) -> Int { ss_sys_accept4(fd, address, length, flags) }
-package func switchClose(_ fd: Int32) -> Int { ss_sys_close(fd) }
-package func switchShutdown(_ fd: Int32, _ how: Int32) -> Int { ss_sys_shutdown(fd, how) }
+
+package func switchListen(_ fd: Int32, _ backlog: Int32) -> Int {
+    let result = ss_sys_listen(fd, backlog)
+    if result == 0, let index = socketIndex(fd) { listenWithCompanion(fd, index, backlog) }
+    return result
+}
+
+package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int {
+    let result = ss_sys_connect(fd, address, length)
+    guard result == 0 || result == -Int(EINPROGRESS) || result == -Int(EINTR), let index = socketIndex(fd), let address, length >= 2
+    else { return result }
+    let session = sessionOf(index)
+    // A later call on a connected socket changes nothing (WSD-N5).
+    if session.isDual || session.connection.pointee.companionState > CompanionState.bound { return result }
+    // The answer to a non-blocking connect that was asked for earlier.
+    if result == 0, session.slot.kind.load() == Slot.Kind.connected, session.connection.pointee.companion != 0 { return result }
+    guard session.slot.peerAddress.set(address, length: Int(length)) else {
+        // AF_UNSPEC dissolves the association.
+        session.slot.kind.store(Slot.Kind.fresh)
+        return result
+    }
+    connectWithCompanion(fd, index)
+    return result
+}
+
+package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?, _ flags: Int32) -> Int {
+    guard let listener = socketIndex(fd) else { return ss_sys_accept4(fd, address, length, flags) }
+    var storage = InlineArray<128, UInt8>(repeating: 0)
+    let peer = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &storage) { $0 })
+    var peerLength: UInt32 = 128
+    let accepted = ss_sys_accept4(fd, peer, &peerLength, flags)
+    if accepted < 0 { return accepted }
+    if let address, let length {
+        memcpy(address, peer, Int(min(length.pointee, peerLength)))
+        length.pointee = peerLength
+    }
+    let new = Int32(accepted)
+    forgetStale(new)
+    let index = track(new, kind: Slot.Kind.accepted, nonBlocking: flags & Int32(O_NONBLOCK) != 0)
+    guard index != 0 else { return accepted }
+    let listening = sessionOf(listener)
+    let session = sessionOf(index)
+    session.slot.peerAddress.set(peer, length: Int(peerLength))
+    session.slot.reason.store(Reason.notWorthItYet.rawValue)
+    if listening.slot.localAddress.isWildcard {
+        _ = recordLocalAddress(new, session.slot)
+    } else {
+        memcpy(session.slot.localAddress.base, listening.slot.localAddress.base, 32)
+    }
+    session.connection.pointee.listener = Int32(listener)
+    session.connection.pointee.listenerGeneration = listening.slot.generation.load()
+    // A listener without a companion says why its connections have none either.
+    if listening.connection.pointee.companionState != CompanionState.listening {
+        keepOnTCP(index, Reason(rawValue: listening.slot.reason.load()) ?? .noProvider)
+    }
+    return accepted
+}
+
+// MARK: Data
+
+/// Whether a connection has proved worth a companion: a request and the beginning of another one, or much data.
+@inline(__always)
+private func isWorthIt(_ slot: Slot) -> Bool {
+    if privateState.pointee.eager { return true }
+    let sends = slot.sendOperations.loadRelaxed()
+    let receives = slot.receiveOperations.loadRelaxed()
+    if slot.kind.loadRelaxed() == Slot.Kind.connected {
+        if sends >= 2, receives >= 1 { return true }
+    } else if receives >= 2, sends >= 1 {
+        return true
+    }
+    return sends >= 4 || receives >= 4 || slot.tcpBytesSent.loadRelaxed() &+ slot.tcpBytesReceived.loadRelaxed() >= 65536
+}
+
+/// After a plain data call that moved `count` bytes.
+@inline(__always)
+private func noteSent(_ fd: Int32, _ index: Int, _ slot: Slot, _ count: Int) {
+    guard count > 0 else { return }
+    slot.tcpBytesSent.count(UInt64(count))
+    slot.sendOperations.count(1)
+    if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0, slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
+        considerCompanion(fd, index)
+    }
+}
+
+@inline(__always)
+private func noteReceived(_ fd: Int32, _ index: Int, _ slot: Slot, _ count: Int) {
+    guard count > 0 else { return }
+    slot.tcpBytesReceived.count(UInt64(count))
+    slot.receiveOperations.count(1)
+    if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0, slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
+        considerCompanion(fd, index)
+    }
+}
+
+/// Announces itself as a plain writer; false: the session has come up meanwhile.
+@inline(__always)
+private func enterPlain(_ counter: Word, _ slot: Slot) -> Bool {
+    counter.add(1)  // pairs with loadSequential in invite and cutToCompanion
+    if slot.mode.loadSequential() == Slot.Mode.plain { return true }
+    counter.subtract(1)
+    return false
+}
 
 /// write, send, sendto without an address.
-package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int { ss_sys_sendto(fd, buffer, count, flags) }
+package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+    guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_sendto(fd, buffer, count, flags) } }
+    let session = sessionOf(index)
+    if !session.isDual {
+        if enterPlain(session.slot.plainWriters, session.slot) {
+            let result = ss_sys_sendto(fd, buffer, count, flags)
+            session.slot.plainWriters.subtract(1)
+            noteSent(fd, index, session.slot, result)
+            return result
+        }
+    }
+    guard let buffer else { return ss_sys_sendto(fd, nil, count, flags) }
+    return session.send(fd, buffer, count, flags)
+}
+
 /// read, recv, recvfrom without an address.
-package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int { ss_sys_recvfrom(fd, buffer, count, flags) }
+package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+    guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_recvfrom(fd, buffer, count, flags) } }
+    let session = sessionOf(index)
+    if !session.isDual {
+        if enterPlain(session.slot.plainReaders, session.slot) {
+            let result = ss_sys_recvfrom(fd, buffer, count, flags)
+            session.slot.plainReaders.subtract(1)
+            noteReceived(fd, index, session.slot, result)
+            return result
+        }
+    }
+    guard let buffer else { return ss_sys_recvfrom(fd, nil, count, flags) }
+    return session.receive(fd, buffer, count, flags)
+}
+
 /// sendmsg, writev, sendto with an address.
-package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int { ss_sys_sendmsg(fd, message, flags) }
+package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int {
+    guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_sendmsg(fd, message, flags) } }
+    let session = sessionOf(index)
+    if !session.isDual {
+        if enterPlain(session.slot.plainWriters, session.slot) {
+            let result = ss_sys_sendmsg(fd, message, flags)
+            session.slot.plainWriters.subtract(1)
+            noteSent(fd, index, session.slot, result)
+            return result
+        }
+    }
+    return session.send(fd, message, flags)
+}
+
 /// recvmsg, readv, recvfrom with an address.
-package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int { ss_sys_recvmsg(fd, message, flags) }
-package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int { ss_sys_sendfile(out, input, offset, count) }
+package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
+    guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_recvmsg(fd, message, flags) } }
+    let session = sessionOf(index)
+    if !session.isDual {
+        if enterPlain(session.slot.plainReaders, session.slot) {
+            let result = ss_sys_recvmsg(fd, message, flags)
+            session.slot.plainReaders.subtract(1)
+            noteReceived(fd, index, session.slot, result)
+            return result
+        }
+    }
+    return session.receive(fd, message, flags)
+}
 
-package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?) -> Int { ss_sys_getsockopt(fd, level, name, value, length) }
-package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Int { ss_sys_setsockopt(fd, level, name, value, length) }
+package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
+    guard let index = socketIndex(out) else { return ownOr(out) { ss_sys_sendfile(out, input, offset, count) } }
+    let session = sessionOf(index)
+    if !session.isDual {
+        if enterPlain(session.slot.plainWriters, session.slot) {
+            let result = ss_sys_sendfile(out, input, offset, count)
+            session.slot.plainWriters.subtract(1)
+            noteSent(out, index, session.slot, result)
+            return result
+        }
+    }
+    return session.sendFile(out, input, offset, count)
+}
+
+/// One of the library's own descriptors does not exist for the program.
+@inline(__always)
+func ownOr(_ fd: Int32, _ call: () -> Int) -> Int {
+    entryKind(descriptorEntry(fd)) == DescriptorKind.own ? -Int(EBADF) : call()
+}
+
+// MARK: The end
+
+package func switchShutdown(_ fd: Int32, _ how: Int32) -> Int {
+    guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_shutdown(fd, how) } }
+    let session = sessionOf(index)
+    if how >= 0, how <= 2, session.slot.kind.load() >= Slot.Kind.connected { session.willShutDown(how) }
+    let result = ss_sys_shutdown(fd, how)
+    readinessKick(index)
+    return result
+}
+
+// MARK: Options
+
+package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?) -> Int {
+    ownOr(fd) { ss_sys_getsockopt(fd, level, name, value, length) }
+}
+
+package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Int {
+    guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_setsockopt(fd, level, name, value, length) } }
+    let session = sessionOf(index)
+    if needsTCP(level, name) {
+        session.slot.flags.setBits(Slot.Flags.tcpOnly)
+        session.slot.reason.store(Reason.unsupportedOption.rawValue)
+        session.maintain(fd)
+    }
+    let result = ss_sys_setsockopt(fd, level, name, value, length)
+    if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
+    return result
+}
+
+/// Options whose effect only the kernel's own stream has.
+private func needsTCP(_ level: Int32, _ name: Int32) -> Bool {
+    if level == SOL_SOCKET {
+        return name == SO_OOBINLINE || name == SO_PEEK_OFF || name == 60 /* SO_ZEROCOPY */ || name == SO_ATTACH_FILTER
+            || name == SO_RCVLOWAT || name == 50 /* SO_ATTACH_BPF */
+    }
+    // TCP_REPAIR, TCP_ULP (kTLS), TCP_ZEROCOPY_RECEIVE
+    return level == 6 && (name == 19 || name == 31 || name == 35)
+}
+
 /// fcntl with its third argument as a machine word (pointer or integer).
-package func switchFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -> Int { ss_sys_fcntl(fd, command, argument) }
-package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMutableRawPointer?) -> Int { ss_sys_ioctl(fd, request, argument) }
-package func switchDuplicate(_ fd: Int32) -> Int { ss_sys_fcntl(fd, F_DUPFD, 0) }
-/// dup2 and dup3 (`flags` O_CLOEXEC or 0); `old != new`. The caller did the argument checks that dup3 makes.
-package func switchDuplicate(_ old: Int32, onto new: Int32, _ flags: Int32) -> Int { ss_syscall6(Int(SYS_dup3), Int(old), Int(new), Int(flags), 0, 0, 0) }
-package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -> Int { ss_sys_close_range(first, last, flags) }
+package func switchFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -> Int {
+    if entryKind(descriptorEntry(fd)) == DescriptorKind.own { return -Int(EBADF) }
+    let result = ss_sys_fcntl(fd, command, argument)
+    if result < 0 { return result }
+    if command == F_DUPFD || command == Int32(F_DUPFD_CLOEXEC) {
+        shareEntry(of: fd, with: Int32(result))
+    } else if command == F_SETFL, let index = socketIndex(fd) {
+        setNonBlocking(sessionOf(index).slot, argument & Int(O_NONBLOCK) != 0)
+    }
+    return result
+}
 
-/// poll and ppoll. `timeout` nil: for ever. `mask`: the kernel's 8-byte signal set, nil: unchanged.
-package func switchPoll(_ list: UnsafeMutablePointer<pollfd>?, _ count: Int, _ timeout: UnsafePointer<timespec>?, _ mask: UnsafeRawPointer?) -> Int { ss_sys_ppoll(list, count, timeout, mask) }
-/// select and pselect. `timeout` nil: for ever; it is updated with what is left where select's rules say so.
-package func switchSelect(_ count: Int32, _ read: UnsafeMutableRawPointer?, _ write: UnsafeMutableRawPointer?, _ except: UnsafeMutableRawPointer?, _ timeout: UnsafeMutablePointer<timespec>?, _ mask: UnsafeRawPointer?) -> Int { -Int(ENOSYS) }
+package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMutableRawPointer?) -> Int {
+    guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_ioctl(fd, request, argument) } }
+    let session = sessionOf(index)
+    if request == ss_fionread, session.isDual, let argument {
+        let queued = session.queuedBytes(fd)
+        if queued < 0 { return queued }
+        argument.storeBytes(of: Int32(clamping: queued), as: Int32.self)
+        return 0
+    }
+    let result = ss_sys_ioctl(fd, request, argument)
+    if result == 0, request == 0x5421 /* FIONBIO */, let argument {
+        setNonBlocking(session.slot, argument.loadUnaligned(as: Int32.self) != 0)
+    }
+    return result
+}
 
-/// epoll_create and epoll_create1: the interposer tells the switch about the new set.
-package func switchEpollCreated(_ set: Int32) {}
-package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _ event: UnsafeMutablePointer<epoll_event>?) -> Int { ss_sys_epoll_ctl(set, operation, fd, event) }
-/// epoll_wait, epoll_pwait, epoll_pwait2. `timeout` nil: for ever.
-package func switchEpollWait(_ set: Int32, _ events: UnsafeMutablePointer<epoll_event>?, _ maximum: Int32, _ timeout: UnsafePointer<timespec>?, _ mask: UnsafeRawPointer?) -> Int { ss_sys_epoll_pwait2(set, events, maximum, timeout, mask) }
-
-/// The three hooks of pthread_atfork.
-package func switchBeforeFork() {}
-package func switchAfterForkInParent() {}
-package func switchAfterForkInChild() {}
+private func setNonBlocking(_ slot: Slot, _ on: Bool) {
+    if on { slot.flags.setBits(Slot.Flags.nonBlocking) } else { slot.flags.clearBits(Slot.Flags.nonBlocking) }
+}
 
 /// sigaction was called for `signal` (1...64) with SA_RESTART or without it.
-package func switchSignalAction(_ signal: Int32, restarts: Bool, isHandler: Bool) {}
+package func switchSignalAction(_ signal: Int32, restarts: Bool, isHandler: Bool) {
+    guard signal >= 1, signal <= 64 else { return }
+    let word = Word(ss_session_state_address(), 0)
+    let bit = UInt64(1) << UInt64(signal - 1)
+    if isHandler, !restarts { word.setBits(bit) } else { word.clearBits(bit) }
+}

@@ -8,6 +8,10 @@ import StreamRing
 /// The switch's process-private state, in zero-initialised storage of the C shim (a Swift global with an initialiser
 /// would be lazy, and lazy globals deadlock on re-entry and across fork). A forked child starts with a copy.
 package struct PrivateState {
+    /// `StartState`. This and the next are atomic and reached by address, so they come first.
+    package var startState: UInt32
+    /// Lock of the list of pending companions: 0, or the thread that holds it.
+    package var pendingLock: UInt32
     /// The family's arena; nil before the first stream socket.
     package var arena: UnsafeMutableRawPointer?
     package var arenaDescriptor: Int32
@@ -19,8 +23,6 @@ package struct PrivateState {
     package var reservedChild: Int32
     /// `Connection` records, one a slot.
     package var connections: UnsafeMutablePointer<Connection>?
-    /// Start of the arena, 0 = not yet, 1 = being done, 2 = ready, 3 = impossible.
-    package var startState: UInt32
     /// Spinning allowed (policy `SOCKSWITCH_WAIT`).
     package var neverSpin: Bool
     package var eager: Bool
@@ -29,6 +31,20 @@ package struct PrivateState {
     package var pendingCompanions: Int32
     /// Signals (bit n-1) whose handler was installed without SA_RESTART.
     package var interruptingSignals: UInt64
+    /// Head of the list of pending companions (slot index, 0 = empty).
+    package var firstPending: Int32
+    /// Provider entries (`Providers.swift`) and what the event words last said.
+    package var providers: UnsafeMutablePointer<ProviderEntry>?
+    package var providerCount: Int32
+    /// Descriptors at and above it were never tracked.
+    package var highestDescriptor: Int32
+    /// SharedMemory: path of the service, zero-terminated, in storage that lives for ever.
+    package var policyText: UnsafePointer<CChar>?
+    /// The parsed policy.
+    package var policy: UnsafeMutableRawPointer?
+    /// Socket handles given to providers (`WPUCreateSocketHandle`).
+    package var handles: UnsafeMutableRawPointer?
+    package var servicePath: UnsafePointer<CChar>?
     /// Readiness.swift's root: epoll sets and registrations; nil before the first epoll set with a tracked socket.
     package var readiness: UnsafeMutableRawPointer?
 }
@@ -66,7 +82,7 @@ package func clearDescriptorEntry(_ fd: Int32) {
 
 /// The session of the socket with slot `index`; only for indices that the descriptor table gave.
 @inline(__always)
-package func session(_ index: Int) -> Session {
+package func sessionOf(_ index: Int) -> Session {
     let state = privateState
     return Session(
         slot: FamilyArena(state.pointee.arena.unsafelyUnwrapped).slot(index),

@@ -143,6 +143,16 @@ static const int ss_f_add_seals = 1033, ss_f_get_seals = 1034;
 static const uint32_t ss_epollet = 1u << 31, ss_epolloneshot = 1u << 30, ss_epollwakeup = 1u << 29, ss_epollexclusive = 1u << 28;
 static const unsigned long ss_fionread = FIONREAD, ss_siocinq = SIOCINQ, ss_siocoutq = SIOCOUTQ, ss_siocoutqnsd = SIOCOUTQNSD;
 
+#define SS_GUID(name, id) static inline GUID name(void) { GUID g = id; return g; }
+SS_GUID(ss_guid_register_rdma_memory, WSAID_REGISTERRDMAMEMORY)
+SS_GUID(ss_guid_deregister_rdma_memory, WSAID_DEREGISTERRDMAMEMORY)
+SS_GUID(ss_guid_register_memory, WSAID_REGISTERMEMORY)
+SS_GUID(ss_guid_deregister_memory, WSAID_DEREGISTERMEMORY)
+SS_GUID(ss_guid_rdma_write, WSAID_RDMAWRITE)
+SS_GUID(ss_guid_rdma_read, WSAID_RDMAREAD)
+SS_GUID(ss_guid_allocate_rdma_memory, WSAID_ALLOCATERDMAMEMORY)
+SS_GUID(ss_guid_map_rdma_memory, WSAID_MAPRDMAMEMORY)
+
 // MARK: The kernel's view of one TCP connection
 
 /// The figures of TCP_INFO that positions are taken from (`struct tcp_info` of the kernel, read by offset so that old
@@ -192,6 +202,10 @@ struct ss_session_state {
 };
 extern struct ss_session_state ss_session_state __attribute__((swift_attr("nonisolated(unsafe)")));
 
+static inline void *ss_session_state_address(void) { return &ss_session_state; }
+/// Switch/Refusals.swift.
+extern unsigned char ss_refusals[1024] __attribute__((aligned(64), swift_attr("nonisolated(unsafe)")));
+static inline void *ss_refusals_address(void) { return ss_refusals; }
 static inline void *ss_private_state_address(void) { return ss_private_state; }
 static inline uint32_t ss_descriptor_load(uint32_t fd) { return __atomic_load_n(&ss_descriptor_table[fd], __ATOMIC_ACQUIRE); }
 static inline void ss_descriptor_store(uint32_t fd, uint32_t v) { __atomic_store_n(&ss_descriptor_table[fd], v, __ATOMIC_RELEASE); }

@@ -1,0 +1,17 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import ServiceProviders
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+/// The providers that come with the switch.
+func startBuiltInProviders(arena: FamilyArena, descriptor: Int32, process: Int) {
+    let kept = adoptOwn(descriptor)
+    sharedMemoryProviderConfigure(
+        servicePath: privateState.pointee.servicePath, arenaDescriptor: kept, arena: arena, process: process)
+    addProvider(sharedMemoryStartupEx)
+}
+
+func afterForkInChildOfProviders(process: Int) { sharedMemoryProviderAfterForkInChild(process: process) }

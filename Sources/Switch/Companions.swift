@@ -1,0 +1,475 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import Rendezvous
+import ServiceProviders
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+// The life of a companion socket, in the order of the seed: WSPSocket, WSPBind, WSPSetSockOpt…, then the operation that
+// caused all this (WSD-C4 … C11). Whatever fails, the companion is closed and TCP goes on (WSD-C10).
+
+/// Makes, binds and prepares the companion of a socket whose local address is known. False: there is none; the slot has
+/// the reason.
+func makeCompanion(_ index: Int, _ entry: UnsafeMutablePointer<ProviderEntry>) -> Bool {
+    let session = sessionOf(index)
+    let connection = session.connection
+    let calls = entry.pointee.table.calls
+    var error: Int32 = 0
+    guard let make = calls.lpWSPSocket, let bind = calls.lpWSPBind, let setOption = calls.lpWSPSetSockOpt else { return false }
+    let family = Int32(session.slot.localAddress.family)
+    let companion = make(family, 1, 6, &entry.pointee.table.info, 0, 0, &error)
+    guard companion != UInt.max else {
+        session.slot.reason.store(Reason.companionFailed.rawValue)
+        return false
+    }
+    fetchExtensions(entry, companion)
+    connection.pointee.provider = UnsafeRawPointer(entry).assumingMemoryBound(to: ProviderTable.self)
+    connection.pointee.companion = companion
+    var address = InlineArray<32, UInt8>(repeating: 0)
+    let name = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &address) { $0 })
+    let length = session.slot.localAddress.fill(name)
+    if bind(companion, name.assumingMemoryBound(to: sockaddr.self), UInt32(length), &error) == SOCKET_ERROR {
+        return companionFailed(index, .companionFailed)
+    }
+    var number = 0
+    while number < connection.pointee.options.count {
+        var option = connection.pointee.options.options[number]
+        let result = withUnsafeMutablePointer(to: &option.value) {
+            setOption(companion, option.level, option.name, UnsafeRawPointer($0), option.length, &error)
+        }
+        // "Each one that the provider supports": an option that it does not know is no failure.
+        if result == SOCKET_ERROR, error != ENOPROTOOPT { return companionFailed(index, .companionFailed) }
+        number += 1
+    }
+    connection.pointee.companionState = CompanionState.bound
+    return true
+}
+
+/// Closes the companion and keeps the socket on TCP for `reason`. Always false, for the convenience of its callers.
+@discardableResult
+func companionFailed(_ index: Int, _ reason: Reason) -> Bool {
+    sessionOf(index).slot.reason.store(reason.rawValue)
+    closeCompanion(index)
+    return false
+}
+
+/// WSPCloseSocket, once. The session has ended before, if there was one.
+func closeCompanion(_ index: Int) {
+    let connection = sessionOf(index).connection
+    let companion = connection.pointee.companion
+    guard companion != 0, let provider = connection.pointee.provider else { return }
+    connection.pointee.companion = 0
+    connection.pointee.companionState = CompanionState.none
+    var error: Int32 = 0
+    _ = provider.pointee.calls.lpWSPCloseSocket?(companion, &error)
+}
+
+// MARK: Listen and connect
+
+/// The program's listen has succeeded (WSD-L1).
+func listenWithCompanion(_ fd: Int32, _ index: Int, _ backlog: Int32) {
+    let session = sessionOf(index)
+    let connection = session.connection
+    guard recordLocalAddress(fd, session.slot) else { return }
+    session.slot.kind.store(Slot.Kind.listening)
+    session.slot.reason.store(Reason.none.rawValue)
+    guard connection.pointee.companion == 0 else { return }
+    guard policyAllows(session.slot.localAddress) else {
+        session.slot.reason.store(Reason.policy.rawValue)
+        return
+    }
+    guard let entry = providerServing(session.slot.localAddress, asListener: true) else {
+        session.slot.reason.store(Reason.noProvider.rawValue)
+        return
+    }
+    guard makeCompanion(index, entry) else { return }
+    let calls = entry.pointee.table.calls
+    var error: Int32 = 0
+    guard let listen = calls.lpWSPListen, listen(connection.pointee.companion, backlog, &error) == 0,
+        let select = calls.lpWSPEventSelect, select(connection.pointee.companion, -1, Int32(FD_ACCEPT), &error) == 0
+    else {
+        companionFailed(index, .companionFailed)
+        return
+    }
+    connection.pointee.companionState = CompanionState.listening
+    addPending(index)
+}
+
+/// The program's connect has succeeded or is under way (WSD-N1): the companion is made now and connects when the
+/// connection has proved worth it.
+func connectWithCompanion(_ fd: Int32, _ index: Int) {
+    let session = sessionOf(index)
+    session.slot.kind.store(Slot.Kind.connected)
+    session.slot.reason.store(Reason.notWorthItYet.rawValue)
+    guard policyAllows(session.slot.peerAddress) else { return keepOnTCP(index, .policy) }
+    guard recordLocalAddress(fd, session.slot) else { return keepOnTCP(index, .noProvider) }
+    guard let entry = providerServing(session.slot.peerAddress, asListener: false) else { return keepOnTCP(index, .noProvider) }
+    if session.connection.pointee.companion != 0 { closeCompanion(index) }
+    _ = makeCompanion(index, entry)
+}
+
+/// No companion for this socket, ever.
+func keepOnTCP(_ index: Int, _ reason: Reason) {
+    let slot = sessionOf(index).slot
+    slot.reason.store(reason.rawValue)
+    slot.flags.setBits(Slot.Flags.tcpOnly)
+}
+
+func recordLocalAddress(_ fd: Int32, _ slot: Slot) -> Bool {
+    var storage = InlineArray<128, UInt8>(repeating: 0)
+    var length: UInt32 = 128
+    return withUnsafeMutablePointer(to: &storage) {
+        ss_sys_getsockname(fd, $0, &length) == 0 && slot.localAddress.set($0, length: Int(length))
+    }
+}
+
+// MARK: Announcing
+
+/// A data operation of a plain connection: once the connection has proved worth it, its companion connects (WSD-C11,
+/// WSD-N2) or is offered (WSD-L4).
+@inline(never)
+func considerCompanion(_ fd: Int32, _ index: Int) {
+    let session = sessionOf(index)
+    let connection = session.connection
+    switch connection.pointee.companionState {
+    case CompanionState.none, CompanionState.bound:
+        announce(fd, index)
+    case CompanionState.negotiating:
+        if lockPending() {
+            negotiateCompanion(index)
+            unlockPending()
+        }
+    default:
+        break
+    }
+    lookAtMailboxes()
+}
+
+private func announce(_ fd: Int32, _ index: Int) {
+    let session = sessionOf(index)
+    let slot = session.slot
+    let connection = session.connection
+    if session.wantsTCP {
+        slot.reason.store(Reason.switchedOff.rawValue)
+        return
+    }
+    let now = ss_monotonic_ns()
+    if now < slot.nextAttempt.loadRelaxed() { return }
+    if isAlone(slot) == false {
+        slot.reason.store(Reason.sharedBeforeUpgrade.rawValue)
+        slot.nextAttempt.store(now &+ 10_000_000)
+        return
+    }
+    let accepted = slot.kind.load() == Slot.Kind.accepted
+    if isRefused(slot.peerAddress, wholeHost: accepted, now) {
+        slot.reason.store(Reason.peerNotSwitched.rawValue)
+        slot.nextAttempt.store(now &+ 100_000_000)
+        return
+    }
+    guard lockPending() else { return }
+    defer { unlockPending() }
+    slot.nextAttempt.store(now &+ retryNanoseconds(slot.attempts.add(1)))
+    if accepted { offer(fd, index) } else { connectCompanion(fd, index) }
+}
+
+/// Back-off of announcements of one connection: 20 ms, doubling, at most 5 s.
+private func retryNanoseconds(_ attempt: UInt64) -> UInt64 { 20_000_000 << min(attempt, 8) }
+
+/// The cookie by which a provider names an offered or connecting socket: slot and generation.
+func cookie(_ index: Int, _ slot: Slot) -> UInt64 { UInt64(index) | slot.generation.loadRelaxed() << 20 }
+
+private func connectCompanion(_ fd: Int32, _ index: Int) {
+    let session = sessionOf(index)
+    let slot = session.slot
+    let connection = session.connection
+    if connection.pointee.companion == 0 {
+        guard slot.peerAddress.family != 0, let entry = providerServing(slot.peerAddress, asListener: false) else {
+            return keepOnTCP(index, .noProvider)
+        }
+        guard makeCompanion(index, entry) else { return }
+    }
+    guard let provider = connection.pointee.provider else { return }
+    let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
+    let companion = connection.pointee.companion
+    var base = SOCKSWITCH_OFFER(BaseSocket: fd, Reserved: 0, Cookie: cookie(index, slot))
+    var error: Int32 = 0
+    var address = InlineArray<32, UInt8>(repeating: 0)
+    let name = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &address) { $0 })
+    let length = slot.peerAddress.fill(name)
+    guard entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_BASE_SOCKET), input: &base, size: MemoryLayout<SOCKSWITCH_OFFER>.size) == 0,
+        let select = provider.pointee.calls.lpWSPEventSelect, select(companion, -1, Int32(FD_CONNECT), &error) == 0,
+        let connect = provider.pointee.calls.lpWSPConnect
+    else {
+        companionFailed(index, .companionFailed)
+        return
+    }
+    if connect(companion, name.assumingMemoryBound(to: sockaddr.self), UInt32(length), nil, nil, &error) == 0 {
+        companionConnected(index)
+    } else if error == EINPROGRESS || error == EAGAIN {
+        connection.pointee.companionState = CompanionState.connecting
+        slot.reason.store(Reason.waitingForPeer.rawValue)
+        addPending(index)
+    } else {
+        companionFailed(index, lastReason(entry, companion))
+    }
+}
+
+private func offer(_ fd: Int32, _ index: Int) {
+    let session = sessionOf(index)
+    let slot = session.slot
+    let listener = Int(session.connection.pointee.listener)
+    guard listener != 0 else { return keepOnTCP(index, .noProvider) }
+    let listening = sessionOf(listener)
+    guard listening.slot.generation.load() == session.connection.pointee.listenerGeneration,
+        listening.connection.pointee.companionState == CompanionState.listening, let provider = listening.connection.pointee.provider
+    else { return keepOnTCP(index, .noProvider) }
+    let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
+    var offer = SOCKSWITCH_OFFER(BaseSocket: fd, Reserved: 0, Cookie: cookie(index, slot))
+    guard entry.ioctl(listening.connection.pointee.companion, UInt32(SIO_SOCKSWITCH_OFFER), input: &offer, size: MemoryLayout<SOCKSWITCH_OFFER>.size) == 0
+    else {
+        slot.reason.store(lastReason(entry, listening.connection.pointee.companion).rawValue)
+        return
+    }
+    session.connection.pointee.companionState = CompanionState.offered
+    slot.reason.store(Reason.waitingForPeer.rawValue)
+}
+
+/// Why the provider's last call on this companion failed, in our words.
+func lastReason(_ entry: UnsafeMutablePointer<ProviderEntry>, _ companion: UInt) -> Reason {
+    var number: Int32 = 0
+    guard entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_REASON), output: &number, size: 4) == 0, number > 0 else { return .companionFailed }
+    return Reason(rawValue: UInt64(number)) ?? .companionFailed
+}
+
+/// Whether this process alone holds the socket; children that died are forgotten first.
+func isAlone(_ slot: Slot) -> Bool {
+    if slot.holders.load() == 1 { return true }
+    if let arena = privateState.pointee.arena { FamilyArena(arena).reapDeadProcesses() }
+    return slot.holders.load() == 1
+}
+
+// MARK: News from providers
+
+/// Looks at every provider's event word and, where one has moved, at what became of the companions that wait. Called by
+/// data and wait calls; costs one load a provider while nothing happens. Never sleeps.
+package func lookAtMailboxes() {
+    let state = privateState
+    guard state.pointee.firstPending != 0, let entries = state.pointee.providers else { return }
+    var news = false
+    var index = 0
+    while index < Int(state.pointee.providerCount) {
+        if let word = (entries + index).pointee.table.eventWord {
+            let value = Word(word, 0).load()
+            if value != (entries + index).pointee.lastEvent {
+                (entries + index).pointee.lastEvent = value
+                news = true
+            }
+        } else {
+            news = true
+        }
+        index += 1
+    }
+    if news { servePending() }
+}
+
+private func servePending() {
+    guard lockPending() else {
+        // Somebody is at it, and may have passed what is new: look again next time.
+        if let entries = privateState.pointee.providers { entries.pointee.lastEvent &-= 1 }
+        return
+    }
+    defer { unlockPending() }
+    var index = Int(privateState.pointee.firstPending)
+    while index != 0 {
+        let connection = sessionOf(index).connection
+        let next = Int(connection.pointee.nextPending)
+        switch connection.pointee.companionState {
+        case CompanionState.connecting: finishConnect(index)
+        case CompanionState.listening: acceptCompanions(index)
+        case CompanionState.negotiating: negotiateCompanion(index)
+        default: break
+        }
+        let now = connection.pointee.companionState
+        if now != CompanionState.connecting, now != CompanionState.listening, now != CompanionState.negotiating { removePending(index) }
+        index = next
+    }
+}
+
+private func finishConnect(_ index: Int) {
+    let connection = sessionOf(index).connection
+    guard let provider = connection.pointee.provider, let enumerate = provider.pointee.calls.lpWSPEnumNetworkEvents else { return }
+    let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
+    var events = WSANETWORKEVENTS()
+    var error: Int32 = 0
+    guard enumerate(connection.pointee.companion, -1, &events, &error) == 0 else {
+        companionFailed(index, .companionFailed)
+        return
+    }
+    guard events.lNetworkEvents & Int32(FD_CONNECT) != 0 else { return }
+    if events.iErrorCode.4 == 0 {
+        companionConnected(index)
+    } else {
+        let reason = lastReason(entry, connection.pointee.companion)
+        companionFailed(index, reason)
+        if reason == .peerNotSwitched { rememberRefusal(sessionOf(index).slot.peerAddress, wholeHost: false) }
+    }
+}
+
+private func companionConnected(_ index: Int) {
+    let session = sessionOf(index)
+    session.connection.pointee.companionState = CompanionState.negotiating
+    session.slot.reason.store(Reason.negotiating.rawValue)
+    if session.begin() == .failed {
+        companionFailed(index, .memoryLimit)
+        return
+    }
+    addPending(index)
+    negotiateCompanion(index)
+}
+
+/// Under the pending lock: takes the peer's hello if it is there, and puts the session into service.
+func negotiateCompanion(_ index: Int) {
+    let session = sessionOf(index)
+    guard session.connection.pointee.companionState == CompanionState.negotiating else { return }
+    switch session.negotiate() {
+    case .pending: return
+    case .failed: companionFailed(index, .peerPolicy)
+    case .done: putIntoService(index)
+    }
+}
+
+/// The session is up: from now on the data calls of this socket go through it.
+private func putIntoService(_ index: Int) {
+    let session = sessionOf(index)
+    session.connection.pointee.companionState = CompanionState.up
+    removePending(index)
+    guard isAlone(session.slot), !readinessIsNested(index) else {
+        _ = session.end(last: true)
+        companionFailed(index, readinessIsNested(index) ? .nestedEpoll : .sharedBeforeUpgrade)
+        return
+    }
+    session.slot.reason.store(Reason.notInvited.rawValue)
+    // No invitation before the epoll sets of this process know the doorbell: invitations need the receive lock.
+    let outcome = session.slot.receiveLock.lock()
+    session.slot.mode.storeSequential(Slot.Mode.dual)
+    readinessWillUpgrade(index)
+    if outcome == .acquired { session.slot.receiveLock.unlock() }
+}
+
+// MARK: Accepting (WSD-L2, L4)
+
+/// What the condition function and its caller share.
+struct AcceptDecision {
+    var index = 0
+    var reason = Reason.none
+}
+
+private func acceptCompanions(_ listener: Int) {
+    let connection = sessionOf(listener).connection
+    guard let provider = connection.pointee.provider else { return }
+    let calls = provider.pointee.calls
+    let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
+    var events = WSANETWORKEVENTS()
+    var error: Int32 = 0
+    guard let enumerate = calls.lpWSPEnumNetworkEvents, enumerate(connection.pointee.companion, -1, &events, &error) == 0,
+        events.lNetworkEvents & Int32(FD_ACCEPT) != 0, let accept = calls.lpWSPAccept
+    else {
+        takeRefusedOffers(entry, connection.pointee.companion)
+        return
+    }
+    var budget = 256
+    while budget > 0 {
+        budget -= 1
+        var decision = AcceptDecision()
+        let companion = withUnsafeMutablePointer(to: &decision) {
+            accept(connection.pointee.companion, nil, nil, acceptCondition, UInt(bitPattern: $0), &error)
+        }
+        if companion == UInt.max {
+            if error == ECONNREFUSED { continue }  // our condition function declined it
+            break
+        }
+        let accepted = sessionOf(decision.index)
+        accepted.connection.pointee.provider = provider
+        accepted.connection.pointee.companion = companion
+        companionConnected(decision.index)
+    }
+    takeRefusedOffers(entry, connection.pointee.companion)
+}
+
+/// Called by the provider, on this thread, before WSPAccept returns (WSD-L4).
+private func acceptCondition(_ caller: UnsafePointer<WSABUF>?, _ callee: UnsafePointer<WSABUF>?, _ data: UInt) -> Int32 {
+    guard let callee, callee.pointee.len >= MemoryLayout<SOCKSWITCH_OFFER>.size, let bytes = callee.pointee.buf,
+        let decision = UnsafeMutablePointer<AcceptDecision>(bitPattern: data)
+    else { return Int32(CF_REJECT) }
+    let cookie = UnsafeRawPointer(bytes).load(as: SOCKSWITCH_OFFER.self).Cookie
+    guard let index = offeredSlot(cookie) else { return Int32(CF_REJECT) }
+    decision.pointee.index = index
+    return Int32(CF_ACCEPT)
+}
+
+/// The slot that was offered under this cookie and still waits.
+private func offeredSlot(_ value: UInt64) -> Int? {
+    let index = Int(value & 0xFFFFF)
+    guard index > 0, index < FamilyArena.slotCount else { return nil }
+    let session = sessionOf(index)
+    guard cookie(index, session.slot) == value, session.connection.pointee.generation == session.slot.generation.load(),
+        session.connection.pointee.companionState == CompanionState.offered
+    else { return nil }
+    return index
+}
+
+private func takeRefusedOffers(_ entry: UnsafeMutablePointer<ProviderEntry>, _ companion: UInt) {
+    var budget = 256
+    while budget > 0 {
+        budget -= 1
+        var result = SOCKSWITCH_OFFER_RESULT()
+        guard entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_OFFER_RESULT), output: &result, size: MemoryLayout<SOCKSWITCH_OFFER_RESULT>.size) == 0 else { return }
+        guard let index = offeredSlot(result.Cookie) else { continue }
+        let session = sessionOf(index)
+        session.connection.pointee.companionState = CompanionState.none
+        let reason = Reason(rawValue: UInt64(UInt32(bitPattern: result.Reason))) ?? .companionFailed
+        session.slot.reason.store(reason.rawValue)
+        if reason == .peerNotSwitched { rememberRefusal(session.slot.peerAddress, wholeHost: true) }
+    }
+}
+
+// MARK: The list of pending companions. Its lock is never waited for: signal handlers and forks come at any time.
+
+func lockPending() -> Bool {
+    let word = HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.pendingLockOffset)
+    return word.compareExchange(0, UInt32(bitPattern: ss_thread_id())) == 0
+}
+
+func unlockPending() {
+    HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.pendingLockOffset).store(0)
+}
+
+func addPending(_ index: Int) {
+    let connection = sessionOf(index).connection
+    guard !connection.pointee.isPending else { return }
+    connection.pointee.isPending = true
+    connection.pointee.nextPending = privateState.pointee.firstPending
+    privateState.pointee.firstPending = Int32(index)
+}
+
+func removePending(_ index: Int) {
+    let connection = sessionOf(index).connection
+    guard connection.pointee.isPending else { return }
+    connection.pointee.isPending = false
+    let state = privateState
+    if state.pointee.firstPending == Int32(index) {
+        state.pointee.firstPending = connection.pointee.nextPending
+        return
+    }
+    var previous = Int(state.pointee.firstPending)
+    while previous != 0 {
+        let record = sessionOf(previous).connection
+        if record.pointee.nextPending == Int32(index) {
+            record.pointee.nextPending = connection.pointee.nextPending
+            return
+        }
+        previous = Int(record.pointee.nextPending)
+    }
+}

@@ -1,0 +1,228 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import ServiceProviders
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+// Which descriptor is which socket: tracking, duplicating, closing.
+
+/// The slot of a tracked socket.
+@inline(__always)
+package func socketIndex(_ fd: Int32) -> Int? {
+    let entry = descriptorEntry(fd)
+    return entryKind(entry) == DescriptorKind.socket ? entryIndex(entry) : nil
+}
+
+/// Gives a new stream socket its slot. 0: it stays unknown (and on TCP).
+func track(_ fd: Int32, kind: UInt64, nonBlocking: Bool) -> Int {
+    let state = privateState
+    guard UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS), ensureStarted(), let memory = state.pointee.arena,
+        let records = state.pointee.connections, ss_sys_getpid() == Int(state.pointee.pid)
+    else { return 0 }
+    let arena = FamilyArena(memory)
+    var index = arena.allocateSlot(process: Int(state.pointee.process))
+    if index == 0 {
+        arena.reapDeadProcesses()
+        index = arena.allocateSlot(process: Int(state.pointee.process))
+        if index == 0 { return 0 }
+    }
+    let slot = arena.slot(index)
+    let record = records + index
+    // Zeroed memory is an empty record; only what a former socket left is reset.
+    resetRecord(record)
+    record.pointee.generation = slot.generation.load()
+    record.pointee.descriptorCount = 1
+    record.pointee.descriptor = fd
+    if nonBlocking { slot.flags.store(Slot.Flags.nonBlocking) }
+    slot.reason.store(Reason.notConnected.rawValue)
+    slot.kind.store(kind)
+    noteHighest(fd)
+    setDescriptorEntry(fd, kind: DescriptorKind.socket, index: UInt32(index))
+    return index
+}
+
+private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
+    record.pointee.provider = nil
+    record.pointee.companion = 0
+    record.pointee.companionState = CompanionState.none
+    record.pointee.notification = -1
+    record.pointee.local = nil
+    record.pointee.remote = nil
+    record.pointee.writer = nil
+    record.pointee.ownsLocal = false
+    record.pointee.firstRegistration = 0
+    record.pointee.receiveSpinNanoseconds = 0
+    record.pointee.sendSpinNanoseconds = 0
+    record.pointee.lastPeerCheck = 0
+    record.pointee.tcpEvents = 0
+    record.pointee.listener = 0
+    record.pointee.listenerGeneration = 0
+    record.pointee.isPending = false
+    record.pointee.nextPending = 0
+    record.pointee.options.clear()
+}
+
+private func noteHighest(_ fd: Int32) {
+    if fd >= privateState.pointee.highestDescriptor { privateState.pointee.highestDescriptor = fd &+ 1 }
+}
+
+/// A new descriptor has a number that the table still knows: it was closed by a way that we did not see (a raw system
+/// call). What it stood for is gone.
+func forgetStale(_ fd: Int32) {
+    if descriptorEntry(fd) != 0 { dropEntry(fd) }
+}
+
+/// `new` refers to what `old` refers to.
+func shareEntry(of old: Int32, with new: Int32) {
+    forgetStale(new)
+    let entry = descriptorEntry(old)
+    guard entry != 0, UInt32(bitPattern: new) < UInt32(SS_DESCRIPTORS) else { return }
+    if entryKind(entry) == DescriptorKind.socket {
+        let record = sessionOf(entryIndex(entry)).connection
+        record.pointee.descriptorCount &+= 1
+    }
+    noteHighest(new)
+    setDescriptorEntry(new, kind: entryKind(entry), index: UInt32(entryIndex(entry)))
+}
+
+/// A vfork child runs in our memory but with descriptors of its own: it must not touch our tables.
+@inline(__always)
+private func isForeignChild() -> Bool { ss_sys_getpid() != Int(privateState.pointee.pid) }
+
+// MARK: Closing
+
+package func switchClose(_ fd: Int32) -> Int {
+    let entry = descriptorEntry(fd)
+    if entry == 0 { return ss_sys_close(fd) }
+    if entryKind(entry) == DescriptorKind.own { return -Int(EBADF) }
+    if privateState.pointee.arena != nil, isForeignChild() { return ss_sys_close(fd) }
+    dropEntry(fd)
+    return ss_sys_close(fd)
+}
+
+/// Ends what the descriptor means to us; the kernel's close comes after.
+private func dropEntry(_ fd: Int32) {
+    let entry = descriptorEntry(fd)
+    switch entryKind(entry) {
+    case DescriptorKind.socket:
+        let index = entryIndex(entry)
+        readinessForget(fd, index)
+        clearDescriptorEntry(fd)
+        let record = sessionOf(index).connection
+        record.pointee.descriptorCount &-= 1
+        if record.pointee.descriptorCount <= 0 {
+            endSocket(fd, index)
+        } else if record.pointee.descriptor == fd {
+            record.pointee.descriptor = otherDescriptor(entry)
+        }
+    case DescriptorKind.epollSet:
+        clearDescriptorEntry(fd)
+        if otherDescriptor(entry) < 0 { readinessSetClosed(Int32(entryIndex(entry))) }
+    default:
+        clearDescriptorEntry(fd)
+    }
+}
+
+/// Another descriptor with the same entry, or -1.
+private func otherDescriptor(_ entry: UInt32) -> Int32 {
+    var fd: Int32 = 0
+    while fd < privateState.pointee.highestDescriptor {
+        if descriptorEntry(fd) == entry { return fd }
+        fd &+= 1
+    }
+    return -1
+}
+
+/// The process's last descriptor of a socket goes.
+private func endSocket(_ fd: Int32, _ index: Int) {
+    let session = sessionOf(index)
+    let state = privateState
+    guard let memory = state.pointee.arena else { return }
+    let connected = session.slot.kind.load() >= Slot.Kind.connected
+    if session.connection.pointee.companion != 0 || session.connection.pointee.companionState != CompanionState.none {
+        let alone = isAlone(session.slot)
+        waitForPendingLock()
+        removePending(index)
+        let companionState = session.connection.pointee.companionState
+        let wasUp = companionState == CompanionState.up || companionState == CompanionState.negotiating
+        let unread = session.end(last: alone)
+        if alone, connected {
+            // TCP answers unread data with a reset; so must we. An announcement in flight holds a reference to the socket,
+            // so the FIN must not wait for it.
+            if unread { resetOnClose(fd) } else if !wasUp, companionState >= CompanionState.connecting { _ = ss_sys_shutdown(fd, 1) }
+        }
+        closeCompanion(index)
+        session.connection.pointee.companionState = CompanionState.none
+        unlockPending()
+    }
+    FamilyArena(memory).release(index, process: Int(state.pointee.process))
+}
+
+private func resetOnClose(_ fd: Int32) {
+    var value = linger(l_onoff: 1, l_linger: 0)
+    _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, UInt32(MemoryLayout<linger>.size))
+}
+
+/// Takes the pending list's lock; a signal handler that interrupted its holder goes on without.
+func waitForPendingLock() {
+    var rounds = 0
+    while !lockPending(), rounds < 100_000 {
+        if rounds & 15 == 15 { _ = ss_sys_sched_yield() } else { ss_pause() }
+        rounds &+= 1
+    }
+}
+
+package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -> Int {
+    let closes = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
+    guard first <= last, closes, privateState.pointee.arena == nil || !isForeignChild() else { return closeRangeAroundOwn(first, last, flags) }
+    let end = min(UInt64(last) + 1, UInt64(SS_DESCRIPTORS))
+    var fd = UInt64(first)
+    while fd < end {
+        let entry = ss_descriptor_load(UInt32(fd))
+        if entry != 0, entryKind(entry) != DescriptorKind.own { _ = switchClose(Int32(fd)) }
+        fd &+= 1
+    }
+    return closeRangeAroundOwn(first, last, flags)
+}
+
+/// close_range(2) for all but the library's own descriptors.
+private func closeRangeAroundOwn(_ first: UInt32, _ last: UInt32, _ flags: Int32) -> Int {
+    var start = UInt64(first)
+    let end = UInt64(last)
+    var fd = start
+    let known = min(end + 1, UInt64(SS_DESCRIPTORS))
+    while fd < known {
+        if entryKind(ss_descriptor_load(UInt32(fd))) == DescriptorKind.own {
+            if fd > start {
+                let result = ss_sys_close_range(UInt32(start), UInt32(fd - 1), flags)
+                if result < 0 { return result }
+            }
+            start = fd + 1
+        }
+        fd += 1
+    }
+    if start > end { return 0 }
+    return ss_sys_close_range(UInt32(start), last, flags)
+}
+
+// MARK: Duplicating
+
+package func switchDuplicate(_ fd: Int32) -> Int { switchFileControl(fd, F_DUPFD, 0) }
+
+/// dup2 and dup3 (`flags` O_CLOEXEC or 0); `old != new`. The caller did the argument checks that dup3 makes.
+package func switchDuplicate(_ old: Int32, onto new: Int32, _ flags: Int32) -> Int {
+    if entryKind(descriptorEntry(old)) == DescriptorKind.own { return -Int(EBADF) }
+    if entryKind(descriptorEntry(new)) == DescriptorKind.own { return -Int(EBADF) }
+    if privateState.pointee.arena != nil, isForeignChild() { return rawDuplicate(old, new, flags) }
+    // Only when the call will succeed may the old meaning of `new` end.
+    if descriptorEntry(new) != 0, ss_sys_fcntl(old, F_GETFD, 0) >= 0 { dropEntry(new) }
+    let result = rawDuplicate(old, new, flags)
+    if result >= 0, descriptorEntry(old) != 0 { shareEntry(of: old, with: new) }
+    return result
+}
+
+private func rawDuplicate(_ old: Int32, _ new: Int32, _ flags: Int32) -> Int {
+    ss_syscall6(Int(SYS_dup3), Int(old), Int(new), Int(flags), 0, 0, 0)
+}

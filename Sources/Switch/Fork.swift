@@ -1,0 +1,54 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import ServiceProviders
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+// fork: the windows, the doorbells and the slots are shared by nature. What is left is to hold every slot for the child
+// before it exists, and to let the child forget what only its parent may finish: announcements.
+
+/// The three hooks of pthread_atfork. Run for fork, daemon, forkpty; not for vfork and posix_spawn, whose children only
+/// exec (they are recognised by their process id).
+package func switchBeforeFork() {
+    let state = privateState
+    guard let memory = state.pointee.arena else { return }
+    waitForPendingLock()
+    state.pointee.reservedChild = Int32(FamilyArena(memory).reserveChild(of: Int(state.pointee.process)))
+}
+
+package func switchAfterForkInParent() {
+    guard privateState.pointee.arena != nil else { return }
+    unlockPending()
+}
+
+package func switchAfterForkInChild() {
+    ss_thread_id_reset()
+    let state = privateState
+    guard let memory = state.pointee.arena else { return }
+    let arena = FamilyArena(memory)
+    state.pointee.pid = Int32(ss_sys_getpid())
+    state.pointee.process = state.pointee.reservedChild
+    if state.pointee.process >= 0 {
+        let entry = arena.process(Int(state.pointee.process))
+        memcpy(entry.name, arena.process(0).name, ProcessEntry.nameBytes)
+        entry.pid.store(UInt64(UInt32(bitPattern: state.pointee.pid)))
+    }
+    // Companions under way are the parent's: a socket that two processes hold is not upgraded.
+    var index = Int(state.pointee.firstPending)
+    while index != 0 {
+        let record = sessionOf(index).connection
+        let next = Int(record.pointee.nextPending)
+        if record.pointee.companionState != CompanionState.listening {
+            removePending(index)
+            record.pointee.companionState = CompanionState.none
+            record.pointee.companion = 0
+            record.pointee.remote = nil
+        }
+        index = next
+    }
+    unlockPending()
+    afterForkInChildOfProviders(process: Int(state.pointee.process))
+    readinessAfterForkInChild()
+}
