@@ -14,6 +14,9 @@ package struct Word {
         pointer = (base + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
 
+    /// The word's address.
+    @inline(__always) package var address: UnsafeMutableRawPointer { UnsafeMutableRawPointer(pointer) }
+
     @inline(__always) package func load() -> UInt64 { pointer.pointee.load(ordering: .acquiring) }
     @inline(__always) package func loadRelaxed() -> UInt64 { pointer.pointee.load(ordering: .relaxed) }
     @inline(__always) package func store(_ value: UInt64) { pointer.pointee.store(value, ordering: .releasing) }
