@@ -70,13 +70,18 @@ package struct Message {
 
 /// The shared-memory segment of one connection, made and sealed by the service (WSD-M2, WSD-N4).
 ///
-///     page 0       the mailboxes of the two sides: side k at 2048·k: u64 sequence, u64 length, 256 B message
+///     page 0       the mailboxes of the two sides: side k, and only it, writes at 2048·k: u64 messages written so far,
+///                  u64 length of the last one (all ones: the side has rejected or given up the connection), the
+///                  message (256 B), u64 messages of the other side read so far
 ///     page 1 …     window of side 0 (written by side 1)
 ///     …            window of side 1
 package enum Segment {
     package static var mailboxBytes: Int { 2048 }
     package static var maximumMessageBytes: Int { 256 }
     package static var windowBytes: Int { 4096 + (1 << 20) }
+    package static var mailboxLengthOffset: Int { 8 }
+    package static var mailboxMessageOffset: Int { 16 }
+    package static var mailboxReadOffset: Int { 16 + 256 }
     package static func mailboxOffset(side: Int) -> Int { side * mailboxBytes }
     package static func windowOffset(side: Int) -> Int { 4096 + side * windowBytes }
     package static var bytes: Int { 4096 + 2 * windowBytes }

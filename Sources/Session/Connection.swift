@@ -23,8 +23,8 @@ package struct Connection {
     /// The catalogue entry and the descriptor of the companion socket; 0 = there is none.
     package var provider: UnsafePointer<ProviderTable>?
     package var companion: UInt = 0
-    /// `CompanionState`.
-    package var companionState: Int32 = 0
+    /// `CompanionPhase`.
+    package var companionPhase: Int32 = 0
     /// Becomes readable when the peer rings; -1 before the session is up. Level-triggered until it is drained.
     package var notification: Int32 = -1
 
@@ -62,8 +62,8 @@ package struct Connection {
     package init() {}
 }
 
-/// Values of `Connection.companionState`.
-package enum CompanionState {
+/// Values of `Connection.companionPhase`.
+package enum CompanionPhase {
     /// No companion.
     package static var none: Int32 { 0 }
     /// Made, bound, options replayed.

@@ -13,5 +13,3 @@ func startBuiltInProviders(arena: FamilyArena, descriptor: Int32, process: Int) 
         servicePath: privateState.pointee.servicePath, arenaDescriptor: kept, arena: arena, process: process)
     addProvider(sharedMemoryStartupEx)
 }
-
-func afterForkInChildOfProviders(process: Int) { sharedMemoryProviderAfterForkInChild(process: process) }

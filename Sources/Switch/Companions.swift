@@ -43,7 +43,7 @@ func makeCompanion(_ index: Int, _ entry: UnsafeMutablePointer<ProviderEntry>) -
         if result == SOCKET_ERROR, error != ENOPROTOOPT { return companionFailed(index, .companionFailed) }
         number += 1
     }
-    connection.pointee.companionState = CompanionState.bound
+    connection.pointee.companionPhase = CompanionPhase.bound
     return true
 }
 
@@ -61,7 +61,7 @@ func closeCompanion(_ index: Int) {
     let companion = connection.pointee.companion
     guard companion != 0, let provider = connection.pointee.provider else { return }
     connection.pointee.companion = 0
-    connection.pointee.companionState = CompanionState.none
+    connection.pointee.companionPhase = CompanionPhase.none
     var error: Int32 = 0
     _ = provider.pointee.calls.lpWSPCloseSocket?(companion, &error)
 }
@@ -93,7 +93,7 @@ func listenWithCompanion(_ fd: Int32, _ index: Int, _ backlog: Int32) {
         companionFailed(index, .companionFailed)
         return
     }
-    connection.pointee.companionState = CompanionState.listening
+    connection.pointee.companionPhase = CompanionPhase.listening
     addPending(index)
 }
 
@@ -133,10 +133,10 @@ func recordLocalAddress(_ fd: Int32, _ slot: Slot) -> Bool {
 func considerCompanion(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     let connection = session.connection
-    switch connection.pointee.companionState {
-    case CompanionState.none, CompanionState.bound:
+    switch connection.pointee.companionPhase {
+    case CompanionPhase.none, CompanionPhase.bound:
         announce(fd, index)
-    case CompanionState.negotiating:
+    case CompanionPhase.negotiating:
         if lockPending() {
             negotiateCompanion(index)
             unlockPending()
@@ -208,7 +208,7 @@ private func connectCompanion(_ fd: Int32, _ index: Int) {
     if connect(companion, name.assumingMemoryBound(to: sockaddr.self), UInt32(length), nil, nil, &error) == 0 {
         companionConnected(index)
     } else if error == EINPROGRESS || error == EAGAIN {
-        connection.pointee.companionState = CompanionState.connecting
+        connection.pointee.companionPhase = CompanionPhase.connecting
         slot.reason.store(Reason.waitingForPeer.rawValue)
         addPending(index)
     } else {
@@ -223,7 +223,7 @@ private func offer(_ fd: Int32, _ index: Int) {
     guard listener != 0 else { return keepOnTCP(index, .noProvider) }
     let listening = sessionOf(listener)
     guard listening.slot.generation.load() == session.connection.pointee.listenerGeneration,
-        listening.connection.pointee.companionState == CompanionState.listening, let provider = listening.connection.pointee.provider
+        listening.connection.pointee.companionPhase == CompanionPhase.listening, let provider = listening.connection.pointee.provider
     else { return keepOnTCP(index, .noProvider) }
     let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
     var offer = SOCKSWITCH_OFFER(BaseSocket: fd, Reserved: 0, Cookie: cookie(index, slot))
@@ -232,7 +232,7 @@ private func offer(_ fd: Int32, _ index: Int) {
         slot.reason.store(lastReason(entry, listening.connection.pointee.companion).rawValue)
         return
     }
-    session.connection.pointee.companionState = CompanionState.offered
+    session.connection.pointee.companionPhase = CompanionPhase.offered
     slot.reason.store(Reason.waitingForPeer.rawValue)
 }
 
@@ -285,14 +285,14 @@ private func servePending() {
     while index != 0 {
         let connection = sessionOf(index).connection
         let next = Int(connection.pointee.nextPending)
-        switch connection.pointee.companionState {
-        case CompanionState.connecting: finishConnect(index)
-        case CompanionState.listening: acceptCompanions(index)
-        case CompanionState.negotiating: negotiateCompanion(index)
+        switch connection.pointee.companionPhase {
+        case CompanionPhase.connecting: finishConnect(index)
+        case CompanionPhase.listening: acceptCompanions(index)
+        case CompanionPhase.negotiating: negotiateCompanion(index)
         default: break
         }
-        let now = connection.pointee.companionState
-        if now != CompanionState.connecting, now != CompanionState.listening, now != CompanionState.negotiating { removePending(index) }
+        let now = connection.pointee.companionPhase
+        if now != CompanionPhase.connecting, now != CompanionPhase.listening, now != CompanionPhase.negotiating { removePending(index) }
         index = next
     }
 }
@@ -319,7 +319,7 @@ private func finishConnect(_ index: Int) {
 
 private func companionConnected(_ index: Int) {
     let session = sessionOf(index)
-    session.connection.pointee.companionState = CompanionState.negotiating
+    session.connection.pointee.companionPhase = CompanionPhase.negotiating
     session.slot.reason.store(Reason.negotiating.rawValue)
     if session.begin() == .failed {
         companionFailed(index, .memoryLimit)
@@ -332,7 +332,7 @@ private func companionConnected(_ index: Int) {
 /// Under the pending lock: takes the peer's hello if it is there, and puts the session into service.
 func negotiateCompanion(_ index: Int) {
     let session = sessionOf(index)
-    guard session.connection.pointee.companionState == CompanionState.negotiating else { return }
+    guard session.connection.pointee.companionPhase == CompanionPhase.negotiating else { return }
     switch session.negotiate() {
     case .pending: return
     case .failed: companionFailed(index, .peerPolicy)
@@ -343,7 +343,7 @@ func negotiateCompanion(_ index: Int) {
 /// The session is up: from now on the data calls of this socket go through it.
 private func putIntoService(_ index: Int) {
     let session = sessionOf(index)
-    session.connection.pointee.companionState = CompanionState.up
+    session.connection.pointee.companionPhase = CompanionPhase.up
     removePending(index)
     guard isAlone(session.slot), !readinessIsNested(index) else {
         _ = session.end(last: true)
@@ -415,7 +415,7 @@ private func offeredSlot(_ value: UInt64) -> Int? {
     guard index > 0, index < FamilyArena.slotCount else { return nil }
     let session = sessionOf(index)
     guard cookie(index, session.slot) == value, session.connection.pointee.generation == session.slot.generation.load(),
-        session.connection.pointee.companionState == CompanionState.offered
+        session.connection.pointee.companionPhase == CompanionPhase.offered
     else { return nil }
     return index
 }
@@ -428,7 +428,7 @@ private func takeRefusedOffers(_ entry: UnsafeMutablePointer<ProviderEntry>, _ c
         guard entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_OFFER_RESULT), output: &result, size: MemoryLayout<SOCKSWITCH_OFFER_RESULT>.size) == 0 else { return }
         guard let index = offeredSlot(result.Cookie) else { continue }
         let session = sessionOf(index)
-        session.connection.pointee.companionState = CompanionState.none
+        session.connection.pointee.companionPhase = CompanionPhase.none
         let reason = Reason(rawValue: UInt64(UInt32(bitPattern: result.Reason))) ?? .companionFailed
         session.slot.reason.store(reason.rawValue)
         if reason == .peerNotSwitched { rememberRefusal(session.slot.peerAddress, wholeHost: true) }

@@ -46,7 +46,7 @@ func track(_ fd: Int32, kind: UInt64, nonBlocking: Bool) -> Int {
 private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.provider = nil
     record.pointee.companion = 0
-    record.pointee.companionState = CompanionState.none
+    record.pointee.companionPhase = CompanionPhase.none
     record.pointee.notification = -1
     record.pointee.local = nil
     record.pointee.remote = nil
@@ -141,20 +141,20 @@ private func endSocket(_ fd: Int32, _ index: Int) {
     let state = privateState
     guard let memory = state.pointee.arena else { return }
     let connected = session.slot.kind.load() >= Slot.Kind.connected
-    if session.connection.pointee.companion != 0 || session.connection.pointee.companionState != CompanionState.none {
+    if session.connection.pointee.companion != 0 || session.connection.pointee.companionPhase != CompanionPhase.none {
         let alone = isAlone(session.slot)
         waitForPendingLock()
         removePending(index)
-        let companionState = session.connection.pointee.companionState
-        let wasUp = companionState == CompanionState.up || companionState == CompanionState.negotiating
+        let companionPhase = session.connection.pointee.companionPhase
+        let wasUp = companionPhase == CompanionPhase.up || companionPhase == CompanionPhase.negotiating
         let unread = session.end(last: alone)
         if alone, connected {
             // TCP answers unread data with a reset; so must we. An announcement in flight holds a reference to the socket,
             // so the FIN must not wait for it.
-            if unread { resetOnClose(fd) } else if !wasUp, companionState >= CompanionState.connecting { _ = ss_sys_shutdown(fd, 1) }
+            if unread { resetOnClose(fd) } else if !wasUp, companionPhase >= CompanionPhase.connecting { _ = ss_sys_shutdown(fd, 1) }
         }
         closeCompanion(index)
-        session.connection.pointee.companionState = CompanionState.none
+        session.connection.pointee.companionPhase = CompanionPhase.none
         unlockPending()
     }
     FamilyArena(memory).release(index, process: Int(state.pointee.process))

@@ -44,7 +44,7 @@ package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: 
     else { return result }
     let session = sessionOf(index)
     // A later call on a connected socket changes nothing (WSD-N5).
-    if session.isDual || session.connection.pointee.companionState > CompanionState.bound { return result }
+    if session.isDual || session.connection.pointee.companionPhase > CompanionPhase.bound { return result }
     // The answer to a non-blocking connect that was asked for earlier.
     if result == 0, session.slot.kind.load() == Slot.Kind.connected, session.connection.pointee.companion != 0 { return result }
     guard session.slot.peerAddress.set(address, length: Int(length)) else {
@@ -83,7 +83,7 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     session.connection.pointee.listener = Int32(listener)
     session.connection.pointee.listenerGeneration = listening.slot.generation.load()
     // A listener without a companion says why its connections have none either.
-    if listening.connection.pointee.companionState != CompanionState.listening {
+    if listening.connection.pointee.companionPhase != CompanionPhase.listening {
         keepOnTCP(index, Reason(rawValue: listening.slot.reason.load()) ?? .noProvider)
     }
     return accepted

@@ -15,11 +15,13 @@ package func switchBeforeFork() {
     let state = privateState
     guard let memory = state.pointee.arena else { return }
     waitForPendingLock()
+    state.pointee.forkMask = sharedMemoryProviderBeforeFork()
     state.pointee.reservedChild = Int32(FamilyArena(memory).reserveChild(of: Int(state.pointee.process)))
 }
 
 package func switchAfterForkInParent() {
     guard privateState.pointee.arena != nil else { return }
+    sharedMemoryProviderAfterForkInParent(privateState.pointee.forkMask)
     unlockPending()
 }
 
@@ -40,15 +42,15 @@ package func switchAfterForkInChild() {
     while index != 0 {
         let record = sessionOf(index).connection
         let next = Int(record.pointee.nextPending)
-        if record.pointee.companionState != CompanionState.listening {
+        if record.pointee.companionPhase != CompanionPhase.listening {
             removePending(index)
-            record.pointee.companionState = CompanionState.none
+            record.pointee.companionPhase = CompanionPhase.none
             record.pointee.companion = 0
             record.pointee.remote = nil
         }
         index = next
     }
     unlockPending()
-    afterForkInChildOfProviders(process: Int(state.pointee.process))
+    sharedMemoryProviderAfterForkInChild(process: state.pointee.process, mask: UInt64(state.pointee.forkMask))
     readinessAfterForkInChild()
 }

@@ -39,6 +39,8 @@ package struct PrivateState {
     /// Descriptors at and above it were never tracked.
     package var highestDescriptor: Int32
     /// SharedMemory: path of the service, zero-terminated, in storage that lives for ever.
+    /// The signal mask that the fork in progress gives back.
+    package var forkMask: UInt64
     package var policyText: UnsafePointer<CChar>?
     /// The parsed policy.
     package var policy: UnsafeMutableRawPointer?
@@ -54,31 +56,6 @@ package struct PrivateState {
 package var privateState: UnsafeMutablePointer<PrivateState> {
     ss_private_state_address().assumingMemoryBound(to: PrivateState.self)
 }
-
-/// What `ss_descriptor_table` says of a descriptor: 0, or kind and index.
-package enum DescriptorKind {
-    package static var socket: UInt32 { 1 }
-    package static var epollSet: UInt32 { 2 }
-    package static var own: UInt32 { 3 }
-}
-
-@inline(__always)
-package func descriptorEntry(_ fd: Int32) -> UInt32 {
-    UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS) ? ss_descriptor_load(UInt32(bitPattern: fd)) : 0
-}
-
-@inline(__always)
-package func setDescriptorEntry(_ fd: Int32, kind: UInt32, index: UInt32) {
-    if UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS) { ss_descriptor_store(UInt32(bitPattern: fd), kind << 28 | index) }
-}
-
-@inline(__always)
-package func clearDescriptorEntry(_ fd: Int32) {
-    if UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS) { ss_descriptor_store(UInt32(bitPattern: fd), 0) }
-}
-
-@inline(__always) package func entryKind(_ entry: UInt32) -> UInt32 { entry >> 28 }
-@inline(__always) package func entryIndex(_ entry: UInt32) -> Int { Int(entry & 0x0FFF_FFFF) }
 
 /// The session of the socket with slot `index`; only for indices that the descriptor table gave.
 @inline(__always)

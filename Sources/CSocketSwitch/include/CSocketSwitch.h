@@ -143,15 +143,35 @@ static const int ss_f_add_seals = 1033, ss_f_get_seals = 1034;
 static const uint32_t ss_epollet = 1u << 31, ss_epolloneshot = 1u << 30, ss_epollwakeup = 1u << 29, ss_epollexclusive = 1u << 28;
 static const unsigned long ss_fionread = FIONREAD, ss_siocinq = SIOCINQ, ss_siocoutq = SIOCOUTQ, ss_siocoutqnsd = SIOCOUTQNSD;
 
-#define SS_GUID(name, id) static inline GUID name(void) { GUID g = id; return g; }
-SS_GUID(ss_guid_register_rdma_memory, WSAID_REGISTERRDMAMEMORY)
-SS_GUID(ss_guid_deregister_rdma_memory, WSAID_DEREGISTERRDMAMEMORY)
-SS_GUID(ss_guid_register_memory, WSAID_REGISTERMEMORY)
-SS_GUID(ss_guid_deregister_memory, WSAID_DEREGISTERMEMORY)
-SS_GUID(ss_guid_rdma_write, WSAID_RDMAWRITE)
-SS_GUID(ss_guid_rdma_read, WSAID_RDMAREAD)
-SS_GUID(ss_guid_allocate_rdma_memory, WSAID_ALLOCATERDMAMEMORY)
-SS_GUID(ss_guid_map_rdma_memory, WSAID_MAPRDMAMEMORY)
+// MARK: Extension functions (WSD-I4)
+
+enum {
+    ss_extension_unknown = 0, ss_extension_register_memory, ss_extension_deregister_memory,
+    ss_extension_register_rdma_memory, ss_extension_deregister_rdma_memory, ss_extension_rdma_write,
+    ss_extension_rdma_read, ss_extension_cache_callback, ss_extension_allocate_rdma_memory, ss_extension_map_rdma_memory,
+    ss_extension_count,
+};
+/// Which extension function a GUID of spi.h names (`ss_extension_…`); 0 for one that it does not know.
+static inline int ss_extension_of(const void *guid) {
+    static const GUID known[ss_extension_count - 1] = {
+        WSAID_REGISTERMEMORY, WSAID_DEREGISTERMEMORY, WSAID_REGISTERRDMAMEMORY, WSAID_DEREGISTERRDMAMEMORY,
+        WSAID_RDMAWRITE, WSAID_RDMAREAD, WSAID_MEMORYREGISTRATIONCACHECALLBACK, WSAID_ALLOCATERDMAMEMORY,
+        WSAID_MAPRDMAMEMORY,
+    };
+    for (int i = 0; i < ss_extension_count - 1; i++)
+        if (memcmp(guid, &known[i], sizeof(GUID)) == 0) return i + 1;
+    return ss_extension_unknown;
+}
+/// The GUID of `ss_extension_…` number `extension` (1 …); all zero for another number.
+static inline GUID ss_extension_guid(int extension) {
+    static const GUID known[ss_extension_count] = {
+        {0, 0, 0, {0}},
+        WSAID_REGISTERMEMORY, WSAID_DEREGISTERMEMORY, WSAID_REGISTERRDMAMEMORY, WSAID_DEREGISTERRDMAMEMORY,
+        WSAID_RDMAWRITE, WSAID_RDMAREAD, WSAID_MEMORYREGISTRATIONCACHECALLBACK, WSAID_ALLOCATERDMAMEMORY,
+        WSAID_MAPRDMAMEMORY,
+    };
+    return known[extension > 0 && extension < ss_extension_count ? extension : 0];
+}
 
 // MARK: The kernel's view of one TCP connection
 
@@ -206,6 +226,11 @@ static inline void *ss_session_state_address(void) { return &ss_session_state; }
 /// Switch/Refusals.swift.
 extern unsigned char ss_refusals[1024] __attribute__((aligned(64), swift_attr("nonisolated(unsafe)")));
 static inline void *ss_refusals_address(void) { return ss_refusals; }
+/// The same for the service providers: see ServiceProviders/ProviderState.swift.
+#define SS_PROVIDER_STATE_BYTES 4096
+extern unsigned char ss_provider_state[SS_PROVIDER_STATE_BYTES] __attribute__((aligned(64), swift_attr("nonisolated(unsafe)")));
+
+static inline void *ss_provider_state_address(void) { return ss_provider_state; }
 static inline void *ss_private_state_address(void) { return ss_private_state; }
 static inline uint32_t ss_descriptor_load(uint32_t fd) { return __atomic_load_n(&ss_descriptor_table[fd], __ATOMIC_ACQUIRE); }
 static inline void ss_descriptor_store(uint32_t fd, uint32_t v) { __atomic_store_n(&ss_descriptor_table[fd], v, __ATOMIC_RELEASE); }

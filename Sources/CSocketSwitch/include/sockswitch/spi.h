@@ -66,11 +66,13 @@ enum {
     SIO_GET_EXTENSION_FUNCTION_POINTER = 0xC8000006u,  // in: GUID, out: function pointer (WSD-I4)
     SIO_ADDRESS_LIST_QUERY = 0x48000016u,              // out: SOCKET_ADDRESS_LIST (WSD-I5)
     SIO_ADDRESS_LIST_CHANGE = 0x28000017u,             // 0 = changed since last asked, EAGAIN = not (WSD-I6)
-    SIO_SOCKSWITCH_BASE_SOCKET = 0x98005301u,          // in: int, the connected TCP/IP descriptor of this companion
+    SIO_SOCKSWITCH_BASE_SOCKET = 0x98005301u,          // in: SOCKSWITCH_OFFER, the connected TCP/IP socket of this companion
     SIO_SOCKSWITCH_NOTIFICATION = 0x58005302u,         // out: int, descriptor that becomes readable when progress is possible
     SIO_SOCKSWITCH_OFFER = 0x98005303u,                // in: SOCKSWITCH_OFFER, on a listening companion
     SIO_SOCKSWITCH_EVENT_WORD = 0x58005305u,           // out: uint64_t *, raised when WSPEnumNetworkEvents may have news; any socket
     SIO_SOCKSWITCH_REASON = 0x58005304u,               // out: int32, SOCKSWITCH_REASON_… of the last failure
+    SIO_SOCKSWITCH_OFFER_RESULT = 0x58005306u,         // out: SOCKSWITCH_OFFER_RESULT, an offer that failed; EAGAIN = no more
+    SIO_SOCKSWITCH_WITHDRAW_OFFER = 0x98005307u,       // in: SOCKSWITCH_OFFER (its Cookie), on a listening companion
 };
 
 /// One local address that a provider controls, with the length of its subnet's prefix in bits.
@@ -78,7 +80,11 @@ typedef struct SOCKSWITCH_SUBNET { struct sockaddr_storage Address; uint32_t Pre
 typedef struct SOCKET_ADDRESS_LIST { int32_t iAddressCount; SOCKSWITCH_SUBNET Address[64]; } SOCKET_ADDRESS_LIST;
 
 /// An accepted TCP/IP connection for which a companion may be asked: `BaseSocket` stays the switch's.
+/// `Cookie` names the connection: the slot of the switch's socket table in bits 0…19, the slot's generation above.
 typedef struct SOCKSWITCH_OFFER { int32_t BaseSocket; uint32_t Reserved; uint64_t Cookie; } SOCKSWITCH_OFFER;
+
+/// The end of an offer that did not lead to a companion: the offer's cookie and why (SOCKSWITCH_REASON_…).
+typedef struct SOCKSWITCH_OFFER_RESULT { uint64_t Cookie; int32_t Reason; uint32_t Reserved; } SOCKSWITCH_OFFER_RESULT;
 
 /// Option level of the SAN options (WSD-T5).
 enum { SO_MAX_MSG_SIZE = 0x2003, SO_MAX_RDMA_SIZE = 0x700D, SO_RDMA_THRESHOLD_SIZE = 0x700E };
