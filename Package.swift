@@ -4,7 +4,9 @@ import PackageDescription
 // The data-plane core (StreamRing … Switch) is compiled twice: as the normal modules below, which the daemon, the
 // tests and the sanitizers use, and once more, through the symbolic links in Sources/Interposer/Core, into the one
 // Embedded module that becomes libsockswitch.so. A normal module cannot import an Embedded one.
-let swift6: [SwiftSetting] = [.swiftLanguageMode(.v6)]
+// The C shim needs _GNU_SOURCE, and so must every C module that it meets (the Glibc overlay), or their types differ.
+let gnuSource: [String] = ["-Xcc", "-D_GNU_SOURCE"]
+let swift6: [SwiftSetting] = [.swiftLanguageMode(.v6), .unsafeFlags(gnuSource)]
 
 let package = Package(
     name: "SocketSwitch",
@@ -25,7 +27,7 @@ let package = Package(
             exclude: ["exports.map"],
             swiftSettings: [
                 .enableExperimentalFeature("Embedded"), .enableExperimentalFeature("SymbolLinkageMarkers"),
-                .swiftLanguageMode(.v6),
+                .swiftLanguageMode(.v6), .unsafeFlags(gnuSource),
                 .unsafeFlags(["-O", "-wmo", "-no-allocations", "-Xfrontend", "-disable-stack-protector"]),
             ],
             linkerSettings: [
