@@ -21,9 +21,10 @@ let package = Package(
         .target(name: "Session", dependencies: ["SocketTable"], swiftSettings: swift6),
         .target(name: "ServiceProviders", dependencies: ["Session", "Rendezvous"], swiftSettings: swift6),
         .target(name: "Switch", dependencies: ["ServiceProviders"], swiftSettings: swift6),
+        .target(name: "CInterposer", dependencies: ["CSocketSwitch"]),
         .target(
             name: "Interposer",
-            dependencies: ["CSocketSwitch"],
+            dependencies: ["CSocketSwitch", "CInterposer"],
             exclude: ["exports.map"],
             swiftSettings: [
                 .enableExperimentalFeature("Embedded"), .enableExperimentalFeature("SymbolLinkageMarkers"),

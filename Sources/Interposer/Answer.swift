@@ -1,0 +1,39 @@
+import CInterposer
+import CSocketSwitch
+
+// Every entry point has the same form. One look at the descriptor table: 0 means that the switch has nothing to do with
+// this descriptor, and the entry is a jump to the real function, with its errno, its cancellation point and whatever other
+// preloaded library stands behind us. Otherwise a function of its own, so that the jump needs no stack frame, asks the
+// switch and answers the way libc does. All entries may be called from any thread, in signal handlers, in forked and in
+// vfork children, and before the library's constructor.
+
+/// A result of the switch (a value >= 0, or -errno) in libc's form: -1 and errno. Success leaves errno alone.
+@inline(__always)
+func answer(_ result: Int) -> Int {
+    if result >= 0 { return result }
+    ss_set_errno(Int32(truncatingIfNeeded: 0 &- result))
+    return -1
+}
+
+@inline(__always)
+func answer32(_ result: Int) -> Int32 { Int32(truncatingIfNeeded: answer(result)) }
+
+/// The same for calls that are cancellation points: an interrupted one gives a cancellation that came meanwhile its turn.
+@inline(__always)
+func answerCancellable(_ result: Int) -> Int {
+    if result == 0 &- Int(EINTR) { ss_test_cancel() }
+    return answer(result)
+}
+
+/// The descriptor's entry for a call that is about sockets: 0 also for an epoll set, to which such a call means what the
+/// kernel says.
+@inline(__always)
+func socketEntry(_ fd: Int32) -> UInt32 {
+    let entry = descriptorEntry(fd)
+    return entryKind(entry) == DescriptorKind.epollSet ? 0 : entry
+}
+
+/// Whether the kernel, too, still takes the descriptor for a socket. A descriptor that libc closed behind our back (fclose)
+/// and that now is a file fails with ENOTSOCK where read and write must not.
+@inline(__always)
+func isStale(_ result: Int) -> Bool { result == 0 &- Int(ENOTSOCK) }
