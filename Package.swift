@@ -30,11 +30,14 @@ let package = Package(
                 .enableExperimentalFeature("Embedded"), .enableExperimentalFeature("SymbolLinkageMarkers"),
                 .swiftLanguageMode(.v6), .unsafeFlags(gnuSource),
                 .unsafeFlags(["-O", "-wmo", "-no-allocations", "-Xfrontend", "-disable-stack-protector"]),
+                // Unreached code goes (Hasher would bring libc symbols that older systems lack); entries of equal shape
+                // stay apart (merged ones cost a detour on every call).
+                .unsafeFlags(["-Xfrontend", "-function-sections", "-Xllvm", "-swiftmergefunc-threshold=0"]),
             ],
             linkerSettings: [
                 .unsafeFlags([
                     "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/Interposer/exports.map",
-                    "-Xlinker", "--as-needed", "-Xlinker", "-z", "-Xlinker", "now",
+                    "-use-ld=lld", "-Xlinker", "--as-needed", "-Xlinker", "--gc-sections", "-Xlinker", "-z", "-Xlinker", "now",
                 ])
             ]
         ),

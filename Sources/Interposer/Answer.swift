@@ -25,15 +25,7 @@ func answerCancellable(_ result: Int) -> Int {
     return answer(result)
 }
 
-/// The descriptor's entry for a call that is about sockets: 0 also for an epoll set, to which such a call means what the
-/// kernel says.
+/// read and write are the switch's for sockets only. ENOTSOCK says that the descriptor is something else: an epoll set, or
+/// a file that took the number of a socket which libc closed behind our back (fclose). Then the real function answers.
 @inline(__always)
-func socketEntry(_ fd: Int32) -> UInt32 {
-    let entry = descriptorEntry(fd)
-    return entryKind(entry) == DescriptorKind.epollSet ? 0 : entry
-}
-
-/// Whether the kernel, too, still takes the descriptor for a socket. A descriptor that libc closed behind our back (fclose)
-/// and that now is a file fails with ENOTSOCK where read and write must not.
-@inline(__always)
-func isStale(_ result: Int) -> Bool { result == 0 &- Int(ENOTSOCK) }
+func isNoSocket(_ result: Int) -> Bool { result == 0 &- Int(ENOTSOCK) }

@@ -10,7 +10,7 @@ import CSocketSwitch
 }
 
 @c(bind) public func interposedBind(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int32 {
-    socketEntry(fd) == 0 ? ss_real.bind(fd, address, length) : trackedBind(fd, address, length)
+    descriptorEntry(fd) == 0 ? ss_real.bind(fd, address, length) : trackedBind(fd, address, length)
 }
 
 @inline(never)
@@ -19,14 +19,14 @@ func trackedBind(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) ->
 }
 
 @c(listen) public func interposedListen(_ fd: Int32, _ backlog: Int32) -> Int32 {
-    socketEntry(fd) == 0 ? ss_real.listen(fd, backlog) : trackedListen(fd, backlog)
+    descriptorEntry(fd) == 0 ? ss_real.listen(fd, backlog) : trackedListen(fd, backlog)
 }
 
 @inline(never)
 func trackedListen(_ fd: Int32, _ backlog: Int32) -> Int32 { answer32(switchListen(fd, backlog)) }
 
 @c(connect) public func interposedConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int32 {
-    socketEntry(fd) == 0 ? ss_real.connect(fd, address, length) : trackedConnect(fd, address, length)
+    descriptorEntry(fd) == 0 ? ss_real.connect(fd, address, length) : trackedConnect(fd, address, length)
 }
 
 @inline(never)
@@ -59,7 +59,7 @@ func trackedAccept(
 /// switch's all the same. Any other listener (Unix sockets) keeps libc's accept.
 @inline(__always)
 private func isListenerOfSwitch(_ fd: Int32) -> Bool {
-    socketEntry(fd) != 0 || isForeignTCP(fd)
+    descriptorEntry(fd) != 0 || isForeignTCP(fd)
 }
 
 @inline(never)
@@ -70,7 +70,7 @@ private func isForeignTCP(_ fd: Int32) -> Bool {
 }
 
 @c(shutdown) public func interposedShutdown(_ fd: Int32, _ how: Int32) -> Int32 {
-    socketEntry(fd) == 0 ? ss_real.shutdown(fd, how) : trackedShutdown(fd, how)
+    descriptorEntry(fd) == 0 ? ss_real.shutdown(fd, how) : trackedShutdown(fd, how)
 }
 
 @inline(never)
@@ -81,7 +81,7 @@ func trackedShutdown(_ fd: Int32, _ how: Int32) -> Int32 { answer32(switchShutdo
 @c(getsockopt) public func interposedGetsockopt(
     _ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?
 ) -> Int32 {
-    socketEntry(fd) == 0
+    descriptorEntry(fd) == 0
         ? ss_real.getsockopt(fd, level, name, value, length) : trackedGetOption(fd, level, name, value, length)
 }
 
@@ -95,7 +95,7 @@ func trackedGetOption(
 @c(setsockopt) public func interposedSetsockopt(
     _ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32
 ) -> Int32 {
-    socketEntry(fd) == 0
+    descriptorEntry(fd) == 0
         ? ss_real.setsockopt(fd, level, name, value, length) : trackedSetOption(fd, level, name, value, length)
 }
 

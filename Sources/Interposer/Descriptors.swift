@@ -74,7 +74,7 @@ func trackedFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -> Int32
 }
 
 @c(ioctl) public func interposedIoctl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMutableRawPointer?) -> Int32 {
-    socketEntry(fd) == 0 ? ss_real.ioctl(fd, request, argument) : trackedIOControl(fd, request, argument)
+    descriptorEntry(fd) == 0 ? ss_real.ioctl(fd, request, argument) : trackedIOControl(fd, request, argument)
 }
 
 @inline(never)

@@ -7,14 +7,14 @@ import CSocketSwitch
 @c(__read_chk) public func interposedReadChecked(
     _ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ size: Int
 ) -> Int {
-    socketEntry(fd) == 0 || exceeds(count, size)
+    descriptorEntry(fd) == 0 || exceeds(count, size)
         ? ss_real.__read_chk(fd, buffer, count, size) : trackedRead(fd, buffer, count)
 }
 
 @c(__recv_chk) public func interposedRecvChecked(
     _ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ size: Int, _ flags: Int32
 ) -> Int {
-    socketEntry(fd) == 0 || exceeds(count, size)
+    descriptorEntry(fd) == 0 || exceeds(count, size)
         ? ss_real.__recv_chk(fd, buffer, count, size, flags) : trackedReceive(fd, buffer, count, flags)
 }
 
@@ -22,7 +22,7 @@ import CSocketSwitch
     _ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ size: Int, _ flags: Int32,
     _ address: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?
 ) -> Int {
-    socketEntry(fd) == 0 || exceeds(count, size)
+    descriptorEntry(fd) == 0 || exceeds(count, size)
         ? ss_real.__recvfrom_chk(fd, buffer, count, size, flags, address, length)
         : trackedReceiveFrom(fd, buffer, count, flags, address, length)
 }

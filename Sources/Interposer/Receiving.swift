@@ -4,7 +4,7 @@ import CSocketSwitch
 // MARK: read, recv, recvfrom
 
 @c(read) public func interposedRead(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) -> Int {
-    socketEntry(fd) == 0 ? ss_real.read(fd, buffer, count) : trackedRead(fd, buffer, count)
+    descriptorEntry(fd) == 0 ? ss_real.read(fd, buffer, count) : trackedRead(fd, buffer, count)
 }
 
 /// A read of nothing returns at once, a recv of nothing waits: the former is left to the kernel, which knows.
@@ -13,11 +13,11 @@ func trackedRead(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) 
     if count == 0, entryKind(descriptorEntry(fd)) == DescriptorKind.socket { return ss_real.read(fd, buffer, 0) }
     ss_test_cancel()
     let result = switchReceive(fd, buffer, count, 0)
-    return isStale(result) ? ss_real.read(fd, buffer, count) : answerCancellable(result)
+    return isNoSocket(result) ? ss_real.read(fd, buffer, count) : answerCancellable(result)
 }
 
 @c(recv) public func interposedRecv(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
-    socketEntry(fd) == 0 ? ss_real.recv(fd, buffer, count, flags) : trackedReceive(fd, buffer, count, flags)
+    descriptorEntry(fd) == 0 ? ss_real.recv(fd, buffer, count, flags) : trackedReceive(fd, buffer, count, flags)
 }
 
 @inline(never)
@@ -30,7 +30,7 @@ func trackedReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: In
     _ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32,
     _ address: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?
 ) -> Int {
-    socketEntry(fd) == 0
+    descriptorEntry(fd) == 0
         ? ss_real.recvfrom(fd, buffer, count, flags, address, length)
         : trackedReceiveFrom(fd, buffer, count, flags, address, length)
 }
@@ -65,7 +65,7 @@ func trackedReceiveFrom(
 // MARK: readv, recvmsg
 
 @c(readv) public func interposedReadv(_ fd: Int32, _ list: UnsafePointer<iovec>?, _ count: Int32) -> Int {
-    socketEntry(fd) == 0 ? ss_real.readv(fd, list, count) : trackedReadv(fd, list, count)
+    descriptorEntry(fd) == 0 ? ss_real.readv(fd, list, count) : trackedReadv(fd, list, count)
 }
 
 @inline(never)
@@ -76,7 +76,7 @@ func trackedReadv(_ fd: Int32, _ list: UnsafePointer<iovec>?, _ count: Int32) ->
     message.msg_iov = UnsafeMutablePointer(mutating: list)
     message.msg_iovlen = Int(count)
     let result = switchReceiveMessage(fd, &message, 0)
-    return isStale(result) ? ss_real.readv(fd, list, count) : answerCancellable(result)
+    return isNoSocket(result) ? ss_real.readv(fd, list, count) : answerCancellable(result)
 }
 
 /// Whether readv and writev of this list mean the same as recvmsg and sendmsg. Too many pieces are another error there,
@@ -93,7 +93,7 @@ func isVector(_ fd: Int32, _ list: UnsafePointer<iovec>, _ count: Int32) -> Bool
 }
 
 @c(recvmsg) public func interposedRecvmsg(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>?, _ flags: Int32) -> Int {
-    socketEntry(fd) == 0 ? ss_real.recvmsg(fd, message, flags) : trackedReceiveMessage(fd, message, flags)
+    descriptorEntry(fd) == 0 ? ss_real.recvmsg(fd, message, flags) : trackedReceiveMessage(fd, message, flags)
 }
 
 @inline(never)

@@ -4,18 +4,18 @@ import CSocketSwitch
 // MARK: write, send, sendto
 
 @c(write) public func interposedWrite(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Int {
-    socketEntry(fd) == 0 ? ss_real.write(fd, buffer, count) : trackedWrite(fd, buffer, count)
+    descriptorEntry(fd) == 0 ? ss_real.write(fd, buffer, count) : trackedWrite(fd, buffer, count)
 }
 
 @inline(never)
 func trackedWrite(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Int {
     ss_test_cancel()
     let result = switchSend(fd, buffer, count, 0)
-    return isStale(result) ? ss_real.write(fd, buffer, count) : answerCancellable(result)
+    return isNoSocket(result) ? ss_real.write(fd, buffer, count) : answerCancellable(result)
 }
 
 @c(send) public func interposedSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
-    socketEntry(fd) == 0 ? ss_real.send(fd, buffer, count, flags) : trackedSend(fd, buffer, count, flags)
+    descriptorEntry(fd) == 0 ? ss_real.send(fd, buffer, count, flags) : trackedSend(fd, buffer, count, flags)
 }
 
 @inline(never)
@@ -27,7 +27,7 @@ func trackedSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags
 @c(sendto) public func interposedSendto(
     _ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32, _ address: UnsafeRawPointer?, _ length: UInt32
 ) -> Int {
-    socketEntry(fd) == 0
+    descriptorEntry(fd) == 0
         ? ss_real.sendto(fd, buffer, count, flags, address, length)
         : trackedSendTo(fd, buffer, count, flags, address, length)
 }
@@ -55,7 +55,7 @@ func trackedSendTo(
 // MARK: writev, sendmsg, sendfile
 
 @c(writev) public func interposedWritev(_ fd: Int32, _ list: UnsafePointer<iovec>?, _ count: Int32) -> Int {
-    socketEntry(fd) == 0 ? ss_real.writev(fd, list, count) : trackedWritev(fd, list, count)
+    descriptorEntry(fd) == 0 ? ss_real.writev(fd, list, count) : trackedWritev(fd, list, count)
 }
 
 @inline(never)
@@ -66,11 +66,11 @@ func trackedWritev(_ fd: Int32, _ list: UnsafePointer<iovec>?, _ count: Int32) -
     message.msg_iov = UnsafeMutablePointer(mutating: list)
     message.msg_iovlen = Int(count)
     let result = switchSendMessage(fd, &message, 0)
-    return isStale(result) ? ss_real.writev(fd, list, count) : answerCancellable(result)
+    return isNoSocket(result) ? ss_real.writev(fd, list, count) : answerCancellable(result)
 }
 
 @c(sendmsg) public func interposedSendmsg(_ fd: Int32, _ message: UnsafePointer<msghdr>?, _ flags: Int32) -> Int {
-    socketEntry(fd) == 0 ? ss_real.sendmsg(fd, message, flags) : trackedSendMessage(fd, message, flags)
+    descriptorEntry(fd) == 0 ? ss_real.sendmsg(fd, message, flags) : trackedSendMessage(fd, message, flags)
 }
 
 @inline(never)
@@ -83,13 +83,13 @@ func trackedSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>?, _ flags:
 @c(sendfile) public func interposedSendfile(
     _ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int
 ) -> Int {
-    socketEntry(out) == 0 ? ss_real.sendfile(out, input, offset, count) : trackedSendFile(out, input, offset, count)
+    descriptorEntry(out) == 0 ? ss_real.sendfile(out, input, offset, count) : trackedSendFile(out, input, offset, count)
 }
 
 @c(sendfile64) public func interposedSendfile64(
     _ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int
 ) -> Int {
-    socketEntry(out) == 0 ? ss_real.sendfile64(out, input, offset, count) : trackedSendFile(out, input, offset, count)
+    descriptorEntry(out) == 0 ? ss_real.sendfile64(out, input, offset, count) : trackedSendFile(out, input, offset, count)
 }
 
 @inline(never)
