@@ -4,7 +4,9 @@ import PackageDescription
 // The data-plane core (StreamRing … Switch) is compiled twice: as the normal modules below, which the daemon, the
 // tests and the sanitizers use, and once more, through the symbolic links in Sources/Interposer/Core, into the one
 // Embedded module that becomes libsockswitch.so. A normal module cannot import an Embedded one.
-let swift6: [SwiftSetting] = [.swiftLanguageMode(.v6)]
+// The C shim needs _GNU_SOURCE, and so must every C module that it meets (the Glibc overlay), or their types differ.
+let gnuSource: [String] = ["-Xcc", "-D_GNU_SOURCE"]
+let swift6: [SwiftSetting] = [.swiftLanguageMode(.v6), .unsafeFlags(gnuSource)]
 
 let package = Package(
     name: "SocketSwitch",
@@ -19,19 +21,23 @@ let package = Package(
         .target(name: "Session", dependencies: ["SocketTable"], swiftSettings: swift6),
         .target(name: "ServiceProviders", dependencies: ["Session", "Rendezvous"], swiftSettings: swift6),
         .target(name: "Switch", dependencies: ["ServiceProviders"], swiftSettings: swift6),
+        .target(name: "CInterposer", dependencies: ["CSocketSwitch"]),
         .target(
             name: "Interposer",
-            dependencies: ["CSocketSwitch"],
+            dependencies: ["CSocketSwitch", "CInterposer"],
             exclude: ["exports.map"],
             swiftSettings: [
                 .enableExperimentalFeature("Embedded"), .enableExperimentalFeature("SymbolLinkageMarkers"),
-                .swiftLanguageMode(.v6),
+                .swiftLanguageMode(.v6), .unsafeFlags(gnuSource),
                 .unsafeFlags(["-O", "-wmo", "-no-allocations", "-Xfrontend", "-disable-stack-protector"]),
+                // Unreached code goes (Hasher would bring libc symbols that older systems lack); entries of equal shape
+                // stay apart (merged ones cost a detour on every call).
+                .unsafeFlags(["-Xfrontend", "-function-sections", "-Xllvm", "-swiftmergefunc-threshold=0"]),
             ],
             linkerSettings: [
                 .unsafeFlags([
                     "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/Interposer/exports.map",
-                    "-Xlinker", "--as-needed", "-Xlinker", "-z", "-Xlinker", "now",
+                    "-use-ld=lld", "-Xlinker", "--as-needed", "-Xlinker", "--gc-sections", "-Xlinker", "-z", "-Xlinker", "now",
                 ])
             ]
         ),

@@ -1,0 +1,188 @@
+#include "CInterposer.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+
+// The stubs: what the table holds before dlsym. Not cancellation points; everything else as libc does it.
+
+extern void __chk_fail(void) __attribute__((noreturn));
+extern int __sigaction(int, const struct sigaction *, struct sigaction *);
+
+static long result_of(long r) {
+    if (r >= 0) return r;
+    errno = (int)-r;
+    return -1;
+}
+
+#define STUB(result, name, parameters, call) \
+    static result stub_##name parameters { return (result)result_of(call); }
+#define CALL(number, a, b, c, d, e, f) ss_syscall6(SYS_##number, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+STUB(ssize_t, read, (int fd, void *p, size_t n), CALL(read, fd, p, n, 0, 0, 0))
+STUB(ssize_t, write, (int fd, const void *p, size_t n), CALL(write, fd, p, n, 0, 0, 0))
+STUB(ssize_t, readv, (int fd, const struct iovec *v, int n), CALL(readv, fd, v, n, 0, 0, 0))
+STUB(ssize_t, writev, (int fd, const struct iovec *v, int n), CALL(writev, fd, v, n, 0, 0, 0))
+STUB(ssize_t, recv, (int fd, void *p, size_t n, int g), CALL(recvfrom, fd, p, n, g, 0, 0))
+STUB(ssize_t, send, (int fd, const void *p, size_t n, int g), CALL(sendto, fd, p, n, g, 0, 0))
+STUB(ssize_t, recvfrom, (int fd, void *p, size_t n, int g, void *a, uint32_t *l), CALL(recvfrom, fd, p, n, g, a, l))
+STUB(ssize_t, sendto, (int fd, const void *p, size_t n, int g, const void *a, uint32_t l), CALL(sendto, fd, p, n, g, a, l))
+STUB(ssize_t, recvmsg, (int fd, struct msghdr *m, int g), CALL(recvmsg, fd, m, g, 0, 0, 0))
+STUB(ssize_t, sendmsg, (int fd, const struct msghdr *m, int g), CALL(sendmsg, fd, m, g, 0, 0, 0))
+STUB(ssize_t, sendfile, (int o, int i, int64_t *p, size_t n), CALL(sendfile, o, i, p, n, 0, 0))
+STUB(ssize_t, sendfile64, (int o, int i, int64_t *p, size_t n), CALL(sendfile, o, i, p, n, 0, 0))
+
+static ssize_t stub___read_chk(int fd, void *p, size_t n, size_t size) {
+    if (n > size) __chk_fail();
+    return stub_read(fd, p, n);
+}
+static ssize_t stub___recv_chk(int fd, void *p, size_t n, size_t size, int g) {
+    if (n > size) __chk_fail();
+    return stub_recv(fd, p, n, g);
+}
+static ssize_t stub___recvfrom_chk(int fd, void *p, size_t n, size_t size, int g, void *a, uint32_t *l) {
+    if (n > size) __chk_fail();
+    return stub_recvfrom(fd, p, n, g, a, l);
+}
+
+STUB(int, socket, (int d, int t, int p), CALL(socket, d, t, p, 0, 0, 0))
+STUB(int, bind, (int fd, const void *a, uint32_t l), CALL(bind, fd, a, l, 0, 0, 0))
+STUB(int, listen, (int fd, int n), CALL(listen, fd, n, 0, 0, 0, 0))
+STUB(int, accept, (int fd, void *a, uint32_t *l), CALL(accept4, fd, a, l, 0, 0, 0))
+STUB(int, accept4, (int fd, void *a, uint32_t *l, int g), CALL(accept4, fd, a, l, g, 0, 0))
+STUB(int, connect, (int fd, const void *a, uint32_t l), CALL(connect, fd, a, l, 0, 0, 0))
+STUB(int, shutdown, (int fd, int how), CALL(shutdown, fd, how, 0, 0, 0, 0))
+STUB(int, getsockopt, (int fd, int v, int o, void *p, uint32_t *l), CALL(getsockopt, fd, v, o, p, l, 0))
+STUB(int, setsockopt, (int fd, int v, int o, const void *p, uint32_t l), CALL(setsockopt, fd, v, o, p, l, 0))
+STUB(int, close, (int fd), CALL(close, fd, 0, 0, 0, 0, 0))
+STUB(int, close_range, (unsigned a, unsigned b, int g), CALL(close_range, a, b, g, 0, 0, 0))
+static void stub_closefrom(int first) { CALL(close_range, first < 0 ? 0 : first, ~0u, 0, 0, 0, 0); }
+STUB(int, dup, (int fd), CALL(dup, fd, 0, 0, 0, 0, 0))
+static int stub_dup2(int old, int new) {
+    if (old == new) return result_of(CALL(fcntl, old, F_GETFD, 0, 0, 0, 0)) < 0 ? -1 : new;
+    return (int)result_of(CALL(dup3, old, new, 0, 0, 0, 0));
+}
+STUB(int, dup3, (int old, int new, int g), CALL(dup3, old, new, g, 0, 0, 0))
+STUB(int, fcntl, (int fd, int c, long a), CALL(fcntl, fd, c, a, 0, 0, 0))
+STUB(int, fcntl64, (int fd, int c, long a), CALL(fcntl, fd, c, a, 0, 0, 0))
+STUB(int, ioctl, (int fd, unsigned long q, void *a), CALL(ioctl, fd, q, a, 0, 0, 0))
+
+static int poll_for(struct pollfd *p, unsigned long n, struct timespec *t, const void *mask) {
+    return (int)result_of(CALL(ppoll, p, n, t, mask, 8, 0));
+}
+static int stub_poll(struct pollfd *p, unsigned long n, int ms) {
+    struct timespec t = {ms / 1000, ms % 1000 * 1000000L};
+    return poll_for(p, n, ms < 0 ? NULL : &t, NULL);
+}
+static int stub_ppoll(struct pollfd *p, unsigned long n, const struct timespec *t, const void *mask) {
+    struct timespec copy = t ? *t : (struct timespec){0, 0};
+    return poll_for(p, n, t ? &copy : NULL, mask);
+}
+static int stub___poll_chk(struct pollfd *p, unsigned long n, int ms, size_t size) {
+    if (size / sizeof *p < n) __chk_fail();
+    return stub_poll(p, n, ms);
+}
+static int stub___ppoll_chk(struct pollfd *p, unsigned long n, const struct timespec *t, const void *mask, size_t size) {
+    if (size / sizeof *p < n) __chk_fail();
+    return stub_ppoll(p, n, t, mask);
+}
+static int select_for(int n, void *r, void *w, void *e, struct timespec *t, const void *mask) {
+    struct { const void *set; size_t size; } signals = {mask, 8};
+    return (int)result_of(CALL(pselect6, n, r, w, e, t, &signals));
+}
+static int stub_select(int n, void *r, void *w, void *e, struct timeval *t) {
+    if (!t) return select_for(n, r, w, e, NULL, NULL);
+    if (t->tv_sec < 0 || t->tv_usec < 0) return (int)result_of(-EINVAL);
+    struct timespec left = {t->tv_sec + t->tv_usec / 1000000, t->tv_usec % 1000000 * 1000};
+    int count = select_for(n, r, w, e, &left, NULL);
+    *t = (struct timeval){left.tv_sec, left.tv_nsec / 1000};
+    return count;
+}
+static int stub_pselect(int n, void *r, void *w, void *e, const struct timespec *t, const void *mask) {
+    struct timespec copy = t ? *t : (struct timespec){0, 0};
+    return select_for(n, r, w, e, t ? &copy : NULL, mask);
+}
+static int stub_epoll_create(int size) {
+    return (int)result_of(size <= 0 ? -EINVAL : CALL(epoll_create1, 0, 0, 0, 0, 0, 0));
+}
+STUB(int, epoll_create1, (int g), CALL(epoll_create1, g, 0, 0, 0, 0, 0))
+STUB(int, epoll_ctl, (int s, int o, int fd, struct epoll_event *v), CALL(epoll_ctl, s, o, fd, v, 0, 0))
+STUB(int, epoll_wait, (int s, struct epoll_event *v, int n, int ms), CALL(epoll_pwait, s, v, n, ms, 0, 8))
+STUB(int, epoll_pwait, (int s, struct epoll_event *v, int n, int ms, const void *m), CALL(epoll_pwait, s, v, n, ms, m, 8))
+STUB(int, epoll_pwait2, (int s, struct epoll_event *v, int n, const struct timespec *t, const void *m), CALL(epoll_pwait2, s, v, n, t, m, 8))
+
+// sigaction needs libc's return trampoline, so the stub is libc's function under its other exported name.
+static int stub_sigaction(int n, const struct sigaction *a, struct sigaction *o) { return __sigaction(n, a, o); }
+static void *set_handler(int n, void *handler, int flags) {
+    struct sigaction action, old;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = (__sighandler_t)handler;
+    action.sa_flags = flags;
+    if (handler == (void *)SIG_ERR) {
+        errno = EINVAL;
+        return (void *)SIG_ERR;
+    }
+    if (!(flags & SA_RESETHAND)) sigaddset(&action.sa_mask, n);
+    return __sigaction(n, &action, &old) < 0 ? (void *)SIG_ERR : (void *)old.sa_handler;
+}
+static void *stub_signal(int n, void *h) { return set_handler(n, h, SA_RESTART); }
+static void *stub_ssignal(int n, void *h) { return set_handler(n, h, SA_RESTART); }
+static void *stub_bsd_signal(int n, void *h) { return set_handler(n, h, SA_RESTART); }
+static void *stub_sysv_signal(int n, void *h) { return set_handler(n, h, SA_RESETHAND | SA_NODEFER); }
+static void *stub___sysv_signal(int n, void *h) { return set_handler(n, h, SA_RESETHAND | SA_NODEFER); }
+static int stub_siginterrupt(int n, int interrupts) {
+    struct sigaction action;
+    if (__sigaction(n, NULL, &action) < 0) return -1;
+    if (interrupts) action.sa_flags &= ~SA_RESTART;
+    else action.sa_flags |= SA_RESTART;
+    return __sigaction(n, &action, NULL);
+}
+
+struct ss_real_functions ss_real = {
+#define INITIAL(result, name, parameters) .name = stub_##name,
+    SS_REAL_FUNCTIONS(INITIAL)
+#undef INITIAL
+};
+
+static const char names[] =
+#define NAME(result, name, parameters) #name "\0"
+    SS_REAL_FUNCTIONS(NAME)
+#undef NAME
+    ;
+
+void ss_find_real_functions(void) {
+    void **entry = (void **)&ss_real;
+    for (const char *name = names; *name; name += strlen(name) + 1, entry++) {
+        void *real = dlsym(RTLD_NEXT, name);
+        if (real) __atomic_store_n(entry, real, __ATOMIC_RELEASE);
+    }
+}
+
+// The kernel limits one environment string to 128 KiB, so no policy is ever cut short. Untouched pages cost nothing.
+static char service[4096], policy[131072], wait_mode[64], upgrade_mode[64];
+
+const char *ss_copy_environment(const char *name, int which) {
+    static const struct { char *storage; size_t capacity; } places[] = {
+        {service, sizeof service}, {policy, sizeof policy}, {wait_mode, sizeof wait_mode},
+        {upgrade_mode, sizeof upgrade_mode},
+    };
+    size_t length = strlen(name);
+    if (!environ) return NULL;
+    for (char **variable = environ; *variable; variable++) {
+        if (strncmp(*variable, name, length) != 0 || (*variable)[length] != '=') continue;
+        const char *value = *variable + length + 1;
+        size_t count = strnlen(value, places[which].capacity);
+        if (count == places[which].capacity) return NULL;
+        memcpy(places[which].storage, value, count);
+        places[which].storage[count] = 0;
+        return places[which].storage;
+    }
+    return NULL;
+}
+
+void ss_register_fork_hooks(void (*before)(void), void (*parent)(void), void (*child)(void)) {
+    pthread_atfork(before, parent, child);
+}

@@ -1,0 +1,100 @@
+// What the libc entry points need and Swift cannot say: the table of the real functions, the environment's copy,
+// thread cancellation.
+#pragma once
+#include "CSocketSwitch.h"
+
+// Only that: a system header that is named here first would belong to this module and be unseen in the core's files.
+
+#pragma clang assume_nonnull begin
+
+// X(result, name, parameters): one line a function that the library takes the place of. Pointers are spelled
+// `_Nullable` because the program may pass anything. fcntl and ioctl are variadic in C; on both ABIs that the library
+// supports (System V x86-64, AAPCS64) a call with one integer argument after the named ones is the same as a call with
+// three named arguments.
+#define SS_P void *_Nullable
+#define SS_C const void *_Nullable
+#define SS_LENGTH uint32_t *_Nullable
+#define SS_REAL_FUNCTIONS(X) \
+    X(ssize_t, read, (int fd, SS_P buffer, size_t count)) \
+    X(ssize_t, write, (int fd, SS_C buffer, size_t count)) \
+    X(ssize_t, readv, (int fd, const struct iovec *_Nullable list, int count)) \
+    X(ssize_t, writev, (int fd, const struct iovec *_Nullable list, int count)) \
+    X(ssize_t, recv, (int fd, SS_P buffer, size_t count, int flags)) \
+    X(ssize_t, send, (int fd, SS_C buffer, size_t count, int flags)) \
+    X(ssize_t, recvfrom, (int fd, SS_P buffer, size_t count, int flags, SS_P address, SS_LENGTH length)) \
+    X(ssize_t, sendto, (int fd, SS_C buffer, size_t count, int flags, SS_C address, uint32_t length)) \
+    X(ssize_t, recvmsg, (int fd, struct msghdr *_Nullable message, int flags)) \
+    X(ssize_t, sendmsg, (int fd, const struct msghdr *_Nullable message, int flags)) \
+    X(ssize_t, sendfile, (int out, int in, int64_t *_Nullable offset, size_t count)) \
+    X(ssize_t, sendfile64, (int out, int in, int64_t *_Nullable offset, size_t count)) \
+    X(ssize_t, __read_chk, (int fd, SS_P buffer, size_t count, size_t size)) \
+    X(ssize_t, __recv_chk, (int fd, SS_P buffer, size_t count, size_t size, int flags)) \
+    X(ssize_t, __recvfrom_chk, (int fd, SS_P buffer, size_t count, size_t size, int flags, SS_P address, SS_LENGTH length)) \
+    X(int, socket, (int domain, int type, int protocol)) \
+    X(int, bind, (int fd, SS_C address, uint32_t length)) \
+    X(int, listen, (int fd, int backlog)) \
+    X(int, accept, (int fd, SS_P address, SS_LENGTH length)) \
+    X(int, accept4, (int fd, SS_P address, SS_LENGTH length, int flags)) \
+    X(int, connect, (int fd, SS_C address, uint32_t length)) \
+    X(int, shutdown, (int fd, int how)) \
+    X(int, getsockopt, (int fd, int level, int name, SS_P value, SS_LENGTH length)) \
+    X(int, setsockopt, (int fd, int level, int name, SS_C value, uint32_t length)) \
+    X(int, close, (int fd)) \
+    X(int, close_range, (unsigned first, unsigned last, int flags)) \
+    X(void, closefrom, (int first)) \
+    X(int, dup, (int fd)) \
+    X(int, dup2, (int old, int new)) \
+    X(int, dup3, (int old, int new, int flags)) \
+    X(int, fcntl, (int fd, int command, long argument)) \
+    X(int, fcntl64, (int fd, int command, long argument)) \
+    X(int, ioctl, (int fd, unsigned long request, SS_P argument)) \
+    X(int, poll, (struct pollfd *_Nullable list, unsigned long count, int timeout)) \
+    X(int, ppoll, (struct pollfd *_Nullable list, unsigned long count, const struct timespec *_Nullable timeout, SS_C mask)) \
+    X(int, __poll_chk, (struct pollfd *_Nullable list, unsigned long count, int timeout, size_t size)) \
+    X(int, __ppoll_chk, (struct pollfd *_Nullable list, unsigned long count, const struct timespec *_Nullable timeout, SS_C mask, size_t size)) \
+    X(int, select, (int count, SS_P read, SS_P write, SS_P except, struct timeval *_Nullable timeout)) \
+    X(int, pselect, (int count, SS_P read, SS_P write, SS_P except, const struct timespec *_Nullable timeout, SS_C mask)) \
+    X(int, epoll_create, (int size)) \
+    X(int, epoll_create1, (int flags)) \
+    X(int, epoll_ctl, (int set, int operation, int fd, struct epoll_event *_Nullable event)) \
+    X(int, epoll_wait, (int set, struct epoll_event *_Nullable events, int maximum, int timeout)) \
+    X(int, epoll_pwait, (int set, struct epoll_event *_Nullable events, int maximum, int timeout, SS_C mask)) \
+    X(int, epoll_pwait2, (int set, struct epoll_event *_Nullable events, int maximum, const struct timespec *_Nullable timeout, SS_C mask)) \
+    X(int, sigaction, (int signal, const struct sigaction *_Nullable action, struct sigaction *_Nullable old)) \
+    X(SS_P, signal, (int signal, SS_P handler)) \
+    X(SS_P, ssignal, (int signal, SS_P handler)) \
+    X(SS_P, bsd_signal, (int signal, SS_P handler)) \
+    X(SS_P, sysv_signal, (int signal, SS_P handler)) \
+    X(SS_P, __sysv_signal, (int signal, SS_P handler)) \
+    X(int, siginterrupt, (int signal, int interrupts))
+
+/// The functions behind ours, each with libc's own signature, errno and cancellation. Until `ss_find_real_functions` ran
+/// they are bare system calls (with errno), so that a call from another library's constructor works.
+struct ss_real_functions {
+#define SS_MEMBER(result, name, parameters) result (*_Nonnull name) parameters;
+    SS_REAL_FUNCTIONS(SS_MEMBER)
+#undef SS_MEMBER
+};
+extern struct ss_real_functions ss_real __attribute__((visibility("hidden"), swift_attr("nonisolated(unsafe)")));
+
+/// Fills `ss_real` with dlsym(RTLD_NEXT, …). Called once, from the constructor.
+void ss_find_real_functions(void) __attribute__((visibility("hidden")));
+
+/// The value of an environment variable, copied into storage of its own the first time (programs overwrite the
+/// memory of their environment); NULL when absent or longer than `capacity` - 1 bytes. `which`: 0...3, one storage each.
+const char *_Nullable ss_copy_environment(const char *name, int which) __attribute__((visibility("hidden")));
+
+/// Acts on a pending cancellation of the calling thread: every tracked call that libc makes a cancellation point does
+/// this before it begins and when a signal interrupted it.
+extern void pthread_testcancel(void);
+static inline void ss_test_cancel(void) { pthread_testcancel(); }
+
+/// pthread_atfork.
+void ss_register_fork_hooks(void (*before)(void), void (*parent)(void), void (*child)(void))
+    __attribute__((visibility("hidden")));
+
+static inline int ss_handler_of(const struct sigaction *action) {
+    return action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN;
+}
+
+#pragma clang assume_nonnull end

@@ -1,0 +1,73 @@
+import CInterposer
+import CSocketSwitch
+
+@c(epoll_create) public func interposedEpollCreate(_ size: Int32) -> Int32 {
+    let set = ss_real.epoll_create(size)
+    if set >= 0 { switchEpollCreated(set) }
+    return set
+}
+
+@c(epoll_create1) public func interposedEpollCreate1(_ flags: Int32) -> Int32 {
+    let set = ss_real.epoll_create1(flags)
+    if set >= 0 { switchEpollCreated(set) }
+    return set
+}
+
+@c(epoll_ctl) public func interposedEpollCtl(
+    _ set: Int32, _ operation: Int32, _ fd: Int32, _ event: UnsafeMutablePointer<epoll_event>?
+) -> Int32 {
+    (descriptorEntry(set) | descriptorEntry(fd)) == 0
+        ? ss_real.epoll_ctl(set, operation, fd, event) : trackedEpollControl(set, operation, fd, event)
+}
+
+@inline(never)
+func trackedEpollControl(
+    _ set: Int32, _ operation: Int32, _ fd: Int32, _ event: UnsafeMutablePointer<epoll_event>?
+) -> Int32 {
+    answer32(switchEpollControl(set, operation, fd, event))
+}
+
+@c(epoll_wait) public func interposedEpollWait(
+    _ set: Int32, _ events: UnsafeMutablePointer<epoll_event>?, _ maximum: Int32, _ timeout: Int32
+) -> Int32 {
+    descriptorEntry(set) == 0
+        ? ss_real.epoll_wait(set, events, maximum, timeout) : trackedEpollWait(set, events, maximum, timeout, nil)
+}
+
+@c(epoll_pwait) public func interposedEpollPwait(
+    _ set: Int32, _ events: UnsafeMutablePointer<epoll_event>?, _ maximum: Int32, _ timeout: Int32,
+    _ mask: UnsafeRawPointer?
+) -> Int32 {
+    descriptorEntry(set) == 0
+        ? ss_real.epoll_pwait(set, events, maximum, timeout, mask)
+        : trackedEpollWait(set, events, maximum, timeout, mask)
+}
+
+@c(epoll_pwait2) public func interposedEpollPwait2(
+    _ set: Int32, _ events: UnsafeMutablePointer<epoll_event>?, _ maximum: Int32, _ timeout: UnsafePointer<timespec>?,
+    _ mask: UnsafeRawPointer?
+) -> Int32 {
+    descriptorEntry(set) == 0
+        ? ss_real.epoll_pwait2(set, events, maximum, timeout, mask)
+        : trackedEpollWait2(set, events, maximum, timeout, mask)
+}
+
+/// `timeout` in milliseconds, negative for ever.
+@inline(never)
+func trackedEpollWait(
+    _ set: Int32, _ events: UnsafeMutablePointer<epoll_event>?, _ maximum: Int32, _ timeout: Int32,
+    _ mask: UnsafeRawPointer?
+) -> Int32 {
+    if timeout < 0 { return trackedEpollWait2(set, events, maximum, nil, mask) }
+    var time = timespec(milliseconds: timeout)
+    return trackedEpollWait2(set, events, maximum, &time, mask)
+}
+
+@inline(never)
+func trackedEpollWait2(
+    _ set: Int32, _ events: UnsafeMutablePointer<epoll_event>?, _ maximum: Int32, _ timeout: UnsafePointer<timespec>?,
+    _ mask: UnsafeRawPointer?
+) -> Int32 {
+    ss_test_cancel()
+    return Int32(truncatingIfNeeded: answerCancellable(switchEpollWait(set, events, maximum, timeout, mask)))
+}
