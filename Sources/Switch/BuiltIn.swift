@@ -10,6 +10,6 @@ import StreamRing
 func startBuiltInProviders(arena: FamilyArena, descriptor: Int32, process: Int) {
     let kept = adoptOwn(descriptor)
     sharedMemoryProviderConfigure(
-        servicePath: privateState.pointee.servicePath, arenaDescriptor: kept, arena: arena, process: process)
+        servicePath: privateState.pointee.servicePath, arenaDescriptor: kept, arena: arena.base, process: Int32(process))
     addProvider(sharedMemoryStartupEx)
 }

@@ -150,7 +150,6 @@ func considerCompanion(_ fd: Int32, _ index: Int) {
 private func announce(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     let slot = session.slot
-    let connection = session.connection
     if session.wantsTCP {
         slot.reason.store(Reason.switchedOff.rawValue)
         return

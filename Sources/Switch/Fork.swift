@@ -51,6 +51,7 @@ package func switchAfterForkInChild() {
         index = next
     }
     unlockPending()
-    sharedMemoryProviderAfterForkInChild(process: state.pointee.process, mask: UInt64(state.pointee.forkMask))
+    sharedMemoryProviderAfterForkInChild(process: state.pointee.process, mask: state.pointee.forkMask)
+    refetchEventWords()
     readinessAfterForkInChild()
 }

@@ -120,15 +120,32 @@ package func addProvider(_ startup: LPWSPSTARTUPEX) -> Bool {
 /// Extensions and event word come from a socket of the provider, so they are fetched with the first one (WSD-I4).
 func fetchExtensions(_ entry: UnsafeMutablePointer<ProviderEntry>, _ companion: UInt) {
     guard entry.pointee.table.registerRdmaMemory == nil else { return }
-    entry.pointee.table.registerRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_register_rdma_memory.rawValue)), to: LPFN_WSPREGISTERRDMAMEMORY?.self)
-    entry.pointee.table.deregisterRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_deregister_rdma_memory.rawValue)), to: LPFN_WSPDEREGISTERRDMAMEMORY?.self)
-    entry.pointee.table.rdmaWrite = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_rdma_write.rawValue)), to: LPFN_WSPRDMAWRITE?.self)
-    entry.pointee.table.rdmaRead = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_rdma_read.rawValue)), to: LPFN_WSPRDMAREAD?.self)
-    entry.pointee.table.allocateRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_allocate_rdma_memory.rawValue)), to: LPFN_WSPALLOCATERDMAMEMORY?.self)
-    entry.pointee.table.mapRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_map_rdma_memory.rawValue)), to: LPFN_WSPMAPRDMAMEMORY?.self)
+    entry.pointee.table.registerRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_register_rdma_memory)), to: LPFN_WSPREGISTERRDMAMEMORY?.self)
+    entry.pointee.table.deregisterRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_deregister_rdma_memory)), to: LPFN_WSPDEREGISTERRDMAMEMORY?.self)
+    entry.pointee.table.rdmaWrite = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_rdma_write)), to: LPFN_WSPRDMAWRITE?.self)
+    entry.pointee.table.rdmaRead = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_rdma_read)), to: LPFN_WSPRDMAREAD?.self)
+    entry.pointee.table.allocateRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_allocate_rdma_memory)), to: LPFN_WSPALLOCATERDMAMEMORY?.self)
+    entry.pointee.table.mapRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_map_rdma_memory)), to: LPFN_WSPMAPRDMAMEMORY?.self)
     var word: UnsafeMutableRawPointer?
     if entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_EVENT_WORD), output: &word, size: MemoryLayout<UnsafeMutableRawPointer?>.size) == 0 {
         entry.pointee.table.eventWord = word
+    }
+}
+
+/// In a forked child: its mailbox is another one.
+func refetchEventWords() {
+    guard let entries = privateState.pointee.providers else { return }
+    var index = 0
+    while index < Int(privateState.pointee.providerCount) {
+        let entry = entries + index
+        var word: UnsafeMutableRawPointer?
+        if entry.pointee.addressSocket != 0, entry.pointee.table.eventWord != nil,
+            entry.ioctl(entry.pointee.addressSocket, UInt32(SIO_SOCKSWITCH_EVENT_WORD), output: &word, size: MemoryLayout<UnsafeMutableRawPointer?>.size) == 0
+        {
+            entry.pointee.table.eventWord = word
+            entry.pointee.lastEvent = 0
+        }
+        index += 1
     }
 }
 

@@ -43,7 +43,7 @@ package func ensureStarted() -> Bool {
         // Another thread (or the one that this signal handler interrupted) is at it: the socket stays on TCP.
         return false
     }
-    let done = start()
+    let done = startSwitch()
     word.store(done ? StartState.ready : StartState.impossible)
     return done
 }
@@ -54,7 +54,7 @@ extension MemoryLayout where T == PrivateState {
     static var pendingLockOffset: Int { 4 }
 }
 
-private func start() -> Bool {
+private func startSwitch() -> Bool {
     let state = privateState
     let name: StaticString = "sockswitch"
     let created = ss_sys_memfd_create(

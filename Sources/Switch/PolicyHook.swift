@@ -1,0 +1,5 @@
+#if !hasFeature(Embedded)
+import SocketTable
+#endif
+func policyAllows(_ address: CompactAddress) -> Bool { true }
+func startPolicy(programName: UnsafeMutableRawPointer) {}
