@@ -12,6 +12,12 @@ let package = Package(
     name: "SocketSwitch",
     products: [
         .library(name: "sockswitch", type: .dynamic, targets: ["Interposer"]),
+        .executable(name: "sockswitch-tool", targets: ["sockswitch-tool"]),
+        .executable(name: "sockswitchd", targets: ["sockswitchd"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
     ],
     targets: [
         .target(name: "CSocketSwitch"),
@@ -41,5 +47,28 @@ let package = Package(
                 ])
             ]
         ),
+
+        // The control plane: ordinary Swift.
+        .target(
+            name: "ControlPlane", dependencies: ["Rendezvous", "CSocketSwitch"], swiftSettings: swift6),
+        .target(
+            name: "ServiceCore",
+            dependencies: ["ControlPlane", "SocketTable", "Rendezvous", .product(name: "Logging", package: "swift-log")],
+            swiftSettings: swift6),
+        .executableTarget(
+            name: "sockswitchd",
+            dependencies: [
+                "ServiceCore", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: swift6),
+        .executableTarget(
+            name: "sockswitch-tool",
+            dependencies: ["ControlPlane", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            path: "Sources/sockswitch",
+            swiftSettings: swift6),
+        .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
+        .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
+        .testTarget(name: "SwitchTests", dependencies: ["Switch", "SocketTable", "CSocketSwitch"], swiftSettings: swift6),
     ]
 )

@@ -13,7 +13,19 @@ import CSocketSwitch
 ///                         withdraw                                    the announcement of slot/generation is void
 ///     service → process   paired     fds: segment, my doorbell, peer's doorbell
 ///                         refused    reason
-///     tool → service      tool       text command in `text`; answer: packets of text, then an empty one
+///     tool → service      tool       a command in `text`: ping, status, ps, off or on
+///     service → tool      (packets of at most `toolChunkBytes` of UTF-8 text, never beginning with a byte below 9)
+///                         toolEnd    reason: `ToolStatus`; the answer is complete
+///
+/// A tool need not say hello. Tool commands are for root and for the service's own user. (The end is a message of its
+/// own because an empty packet reads like the end of the connection.)
+///
+/// Every announcement is answered exactly once, by `paired` or `refused` with its slot and generation, unless it was
+/// withdrawn; an answer that crossed the `withdraw` on its way is void, and its descriptors are to be closed. A second
+/// announcement of one connection by the same end takes the first one's place; the first is refused if it came from
+/// another slot.
+///
+/// After `paired` or `refused` was sent the service raises the mailbox word of the process's entry in its arena.
 package enum MessageKind {
     package static var hello: UInt32 { 1 }
     package static var listen: UInt32 { 2 }
@@ -23,6 +35,14 @@ package enum MessageKind {
     package static var paired: UInt32 { 6 }
     package static var refused: UInt32 { 7 }
     package static var tool: UInt32 { 8 }
+    package static var toolEnd: UInt32 { 9 }
+}
+
+/// How a tool command ended.
+package enum ToolStatus {
+    package static var done: UInt32 { 0 }
+    package static var unknownCommand: UInt32 { 1 }
+    package static var notPermitted: UInt32 { 2 }
 }
 
 package enum Role {
@@ -33,7 +53,7 @@ package enum Role {
 /// One message: 128 bytes.
 ///
 ///     0 u32 magic   4 u32 kind   8 u64 slot   16 u64 generation   24 u32 role or side   28 u32 reason
-///     32 u32 process index   36 u32 pid   40 32 B address (`CompactAddress`)   72 56 B reserved, zero
+///     32 u32 process index   36 u32 pid   40 32 B address (`CompactAddress`)   72 56 B text (tool), else zero
 package struct Message {
     package let base: UnsafeMutableRawPointer
     @inline(__always) package init(_ base: UnsafeMutableRawPointer) { self.base = base }
@@ -55,6 +75,10 @@ package struct Message {
     package var pid: UInt32 { get { u32(36) } nonmutating set { set(36, newValue) } }
     /// listen, unlisten: a `CompactAddress`.
     package var address: UnsafeMutableRawPointer { base + 40 }
+    /// tool: the command, zero-terminated.
+    package var text: UnsafeMutableRawPointer { base + 72 }
+    package static var textBytes: Int { 56 }
+    package static var toolChunkBytes: Int { 60 << 10 }
 
     package func clear(kind: UInt32) {
         memset(base, 0, Message.bytes)
@@ -90,10 +114,20 @@ package enum Segment {
 /// The environment through which `sockswitch run` configures the library. Values are read once, in the constructor.
 ///
 ///     SOCKSWITCH_SERVICE   path of the service's socket
-///     SOCKSWITCH_POLICY    compiled policy: rules joined by ';', each `allow|tcp,PROGRAM,ADDRESS/PREFIX,LOW-HIGH`
-///                          (PROGRAM and ADDRESS/PREFIX may be `*`); first match wins, no match allows
+///     SOCKSWITCH_POLICY    compiled policy, see below
 ///     SOCKSWITCH_WAIT      `adaptive` (default) or `never` (never spin)
 ///     SOCKSWITCH_UPGRADE   `default` or `eager` (announce at once)
+///
+/// A compiled policy is at most 64 rules joined by ';', each of exactly four fields joined by ',':
+///
+///     ACTION,PROGRAM,ADDRESS,PORTS        for example  t,redis*,4:7f000000/8,6379-6380;a,*,*,*
+///
+///     ACTION    `a` allow a companion, `t` keep on TCP
+///     PROGRAM   a glob whose only wildcard is `*`, matched against the program's name (`comm`, at most 15 bytes)
+///     ADDRESS   `*`, or `4:` and 8 or `6:` and 32 lower-case hex digits of the network in network order, `/`, prefix length
+///     PORTS     `*`, or LOW-HIGH in decimal
+///
+/// The first rule that matches decides; no match allows. A v4-mapped IPv6 address is matched as IPv4.
 package enum Environment {
     package static var service: StaticString { "SOCKSWITCH_SERVICE" }
     package static var policy: StaticString { "SOCKSWITCH_POLICY" }

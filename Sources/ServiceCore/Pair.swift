@@ -1,0 +1,60 @@
+import CSocketSwitch
+import ControlPlane
+import Rendezvous
+import SocketTable
+import StreamRing
+
+/// What is made for one connection: the segment and the two sides' doorbells.
+struct PairDescriptors {
+    var segment: Descriptor
+    /// Index: the side that the doorbell wakes.
+    var doorbells: [Descriptor]
+
+    /// Throws EMFILE, ENFILE or ENOMEM.
+    static func make() throws(SystemError) -> PairDescriptors {
+        let segment = try makeSegment()
+        let flags = Int32(EFD_NONBLOCK) | Int32(EFD_CLOEXEC)
+        return PairDescriptors(
+            segment: segment,
+            doorbells: [try .checked(ss_sys_eventfd(0, flags), "eventfd"), try .checked(ss_sys_eventfd(0, flags), "eventfd")])
+    }
+
+    /// Memory of fixed size without a name in the file system (WSD-M2).
+    private static func makeSegment() throws(SystemError) -> Descriptor {
+        let noExecution: UInt32 = 8  // MFD_NOEXEC_SEAL, Linux 6.3
+        let flags = ss_mfd_cloexec | ss_mfd_allow_sealing
+        var result = ss_sys_memfd_create("sockswitch", flags | noExecution)
+        if result == -Int(EINVAL) { result = ss_sys_memfd_create("sockswitch", flags) }
+        let segment = try Descriptor.checked(result, "memfd_create")
+        try SystemError.check(ss_sys_ftruncate(segment.raw, Int64(Segment.bytes)), "ftruncate")
+        try SystemError.check(ss_sys_fcntl(segment.raw, ss_f_add_seals, Int(ss_seal_fixed_size)), "fcntl(F_ADD_SEALS)")
+        return segment
+    }
+}
+
+/// A connection that was paired, for as long as both its slots stand for it.
+struct Pair {
+    struct End {
+        var arena: SharedArena
+        var slot: Int
+        var generation: UInt64
+
+        var isOpen: Bool {
+            let slot = arena.arena.slot(slot)
+            return slot.kind.load() != Slot.Kind.free && slot.generation.load() == generation
+        }
+    }
+
+    var ends: [End]
+    /// Kept to wake sleepers when the operator switches off; empty when the service is short of descriptors.
+    var doorbells: [Descriptor]
+
+    var isOpen: Bool { ends.allSatisfy(\.isOpen) }
+
+    func ring() {
+        for doorbell in doorbells {
+            var one: UInt64 = 1
+            _ = ss_sys_write(doorbell.raw, &one, 8)
+        }
+    }
+}

@@ -1,0 +1,113 @@
+import CSocketSwitch
+import ControlPlane
+import Rendezvous
+import SocketTable
+
+extension Service {
+    /// Pairs a new announcement, lets it wait, or refuses it.
+    func arrange(_ new: Announcement, from client: Client) {
+        // The same end once more, perhaps from a process that shares the socket: the new one takes the place.
+        for old in announcements.candidates(new.identity.connection) where old.identity.namespace == new.identity.namespace {
+            takeBack(old, .waitingForPeer)
+        }
+        if let other = partner(of: new) {
+            _ = announcements.remove(serial: other.serial)
+            forget(other)
+            return pair(other, new)
+        }
+        if new.role == Role.connector,
+            !listeners.hasListener(
+                for: new.identity.connection.peer, namespace: new.identity.namespace,
+                orAnyOther: configuration.pairsAcrossNamespaces)
+        {
+            return refuse(new, .peerNotSwitched)
+        }
+        guard client.announcements.count < configuration.maximumAnnouncementsPerClient else { return refuse(new, .waitingForPeer) }
+        client.announcements[new.name] = announcements.add(new)
+    }
+
+    /// Takes a finished announcement off its client's list.
+    func forget(_ announcement: Announcement) {
+        guard let client = clients[announcement.client] else { return }
+        if client.announcements[announcement.name] == announcement.serial { client.announcements[announcement.name] = nil }
+    }
+
+    private func takeBack(_ old: Announcement, _ reason: Reason) {
+        guard announcements.remove(serial: old.serial) != nil else { return }
+        forget(old)
+        refuse(old, reason)
+    }
+
+    /// The waiting announcement of the other end.
+    private func partner(of new: Announcement) -> Announcement? {
+        let candidates = announcements.candidates(new.identity.connection.mirrored)
+        let near = candidates.filter { $0.identity.namespace == new.identity.namespace }
+        for candidate in near.isEmpty && configuration.pairsAcrossNamespaces ? candidates : near {
+            switch mayPair(candidate, new, alone: candidates.count == 1) {
+            case .same: return candidate
+            case .gone: takeBack(candidate, .peerEnded)
+            case .unknown: continue
+            }
+        }
+        return nil
+    }
+
+    /// `.same`: they are the two ends of one connection. `.gone`: the waiting one is of a connection that is over.
+    private func mayPair(_ waiting: Announcement, _ new: Announcement, alone: Bool) -> ConnectionInspector.Answer {
+        guard let client = clients[waiting.client], let newClient = clients[new.client] else { return .gone }
+        let one = waiting.identity
+        let other = new.identity
+        guard one.windowShifts.own == other.windowShifts.peer, one.windowShifts.peer == other.windowShifts.own else { return .gone }
+        if one.namespace != other.namespace {
+            // The same addresses may exist in several namespaces. Only an administrator's are believed, and only when
+            // there is no choice.
+            guard alone, one.isNamespaceOfAdministrator == true, other.isNamespaceOfAdministrator == true,
+                !one.connection.local.isLoopback, !one.connection.local.isLinkLocal
+            else { return .unknown }
+        }
+        let answer = inspector.check(
+            one.connection, namespace: one.namespace, cookie: one.cookie, pid: client.credentials.pid)
+        if answer != .unknown { return answer }
+        // Nobody can be asked. A user may be taken in only by their own processes, which could do so anyway.
+        return one.namespace == other.namespace && client.credentials.uid == newClient.credentials.uid ? .same : .unknown
+    }
+
+    private func pair(_ waiting: Announcement, _ new: Announcement) {
+        guard let first = clients[waiting.client], let second = clients[new.client],
+            let firstArena = first.arena, let secondArena = second.arena
+        else { return refuse(new, .peerEnded) }
+        // Three descriptors are passed to each end; both must have room to take them.
+        let open = Descriptor.openCount
+        guard open + 16 < descriptorLimit, max(first.queuedDescriptors, second.queuedDescriptors) < 3 * configuration.queueBound,
+            let made = try? PairDescriptors.make()
+        else {
+            refuse(waiting, .descriptorLimit)
+            return refuse(new, .descriptorLimit)
+        }
+        // The connector is side 0, unless both connected (simultaneous open).
+        let side = waiting.role == new.role ? 0 : waiting.role == Role.connector ? 0 : 1
+        totals.paired += 1
+        // The waiting end may be gone without our knowing; the new one has just spoken.
+        send(paired(waiting, made, side: side), to: first)
+        guard isConnected(first) else { return refuse(new, .peerEnded) }
+        send(paired(new, made, side: 1 - side), to: second)
+        log.debug("paired", metadata: ["local": "\(new.identity.connection.local.text)", "peer": "\(new.identity.connection.peer.text)"])
+        pairs.append(
+            Pair(
+                ends: [
+                    Pair.End(arena: firstArena, slot: Int(waiting.name.slot), generation: waiting.name.generation),
+                    Pair.End(arena: secondArena, slot: Int(new.name.slot), generation: new.name.generation),
+                ],
+                doorbells: open < descriptorLimit / 4 * 3 ? made.doorbells : []))
+    }
+
+    private func paired(_ announcement: Announcement, _ made: PairDescriptors, side: Int) -> Client.Outgoing {
+        let message = makeMessage(kind: MessageKind.paired) {
+            $0.slot = announcement.name.slot
+            $0.generation = announcement.name.generation
+            $0.role = UInt32(side)
+        }
+        return Client.Outgoing(
+            bytes: message, descriptors: [made.segment, made.doorbells[side], made.doorbells[1 - side]], isForMailbox: true)
+    }
+}

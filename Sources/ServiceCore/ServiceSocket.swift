@@ -1,0 +1,110 @@
+import CSocketSwitch
+import ControlPlane
+import Glibc
+
+/// The listening socket in the file system, and the lock that says whose it is.
+///
+/// `PATH.lock` is locked as long as the service lives, so whatever lies at PATH while nobody holds the lock is a dead
+/// service's and may be replaced. The socket appears under its name only once it listens.
+package final class ServiceSocket {
+    package enum Refusal: Error, CustomStringConvertible {
+        case running(path: String)
+        case badPath(String)
+        case system(String, SystemError)
+
+        package var description: String {
+            switch self {
+            case .running(let path): "a service runs at \(path) already"
+            case .badPath(let why): why
+            case .system(let path, let error): "\(path): \(error)"
+            }
+        }
+    }
+
+    package let path: String
+    package let socket: Descriptor
+    private let lock: Descriptor
+    private let ownsDirectory: Bool
+    private var isPublished = true
+
+    private var temporaryPath: String { "\(path).new" }
+    private var lockPath: String { ServiceSocket.lockPath(path) }
+    private static func lockPath(_ path: String) -> String { "\(path).lock" }
+
+    /// Takes the path. A service of root's is open to every user; another only to its own.
+    package init(path: String) throws(Refusal) {
+        guard path.utf8.count <= ServicePath.maximumBytes, path.hasPrefix("/") else {
+            throw .badPath("\(path): the socket's path must be absolute and have at most \(ServicePath.maximumBytes) bytes")
+        }
+        self.path = path
+        let directory = ServicePath.directory(of: path)
+        ownsDirectory = ServicePath.isPrivateDirectory(directory)
+        lock = try ServiceSocket.takeLock(path, privateDirectory: ownsDirectory ? directory : nil)
+        let flags = Int32(SOCK_SEQPACKET.rawValue) | Int32(SOCK_NONBLOCK.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
+        do throws(SystemError) {
+            socket = try .checked(ss_sys_socket(AF_UNIX, flags, 0), "socket")
+            let raw = socket.raw
+            let temporary = "\(path).new"
+            unlink(temporary)
+            try SystemError.check(withUnixAddress(temporary) { ss_sys_bind(raw, $0, $1) } ?? -Int(ENAMETOOLONG), "bind")
+            if chmod(temporary, geteuid() == 0 ? 0o666 : 0o600) != 0 { throw SystemError(call: "chmod", code: errno) }
+            try SystemError.check(ss_sys_listen(raw, 4096), "listen")
+            if rename(temporary, path) != 0 { throw SystemError(call: "rename", code: errno) }
+        } catch {
+            unlink("\(path).new")
+            unlink(ServiceSocket.lockPath(path))
+            throw .system(path, error)
+        }
+    }
+
+    /// The lock file may be removed by its holder, who is about to end, between our open and our lock: then the lock is
+    /// that of a file without a name, and we try again.
+    private static func takeLock(_ path: String, privateDirectory: String?) throws(Refusal) -> Descriptor {
+        for _ in 0..<100 {
+            if let privateDirectory {
+                if mkdir(privateDirectory, 0o700) != 0, errno != EEXIST {
+                    throw .system(privateDirectory, SystemError(call: "mkdir", code: errno))
+                }
+                if let complaint = ServicePath.complaint(aboutPrivateDirectory: privateDirectory) {
+                    if access(privateDirectory, F_OK) != 0 { continue }
+                    throw .badPath(complaint)
+                }
+            }
+            let raw = open(lockPath(path), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
+            if raw < 0 {
+                if errno == ENOENT, privateDirectory != nil { continue }
+                throw .system(lockPath(path), SystemError(call: "open", code: errno))
+            }
+            let lock = Descriptor(raw)
+            if flock(raw, LOCK_EX | LOCK_NB) != 0 {
+                if errno == EWOULDBLOCK { throw .running(path: path) }
+                throw .system(lockPath(path), SystemError(call: "flock", code: errno))
+            }
+            var locked = stat()
+            var named = stat()
+            if fstat(raw, &locked) == 0, lstat(lockPath(path), &named) == 0, locked.st_ino == named.st_ino,
+                locked.st_dev == named.st_dev
+            {
+                return lock
+            }
+        }
+        throw .running(path: path)
+    }
+
+    /// Takes the name away so that no further client comes. Clients that came before may still be in the queue.
+    package func unpublish() {
+        if isPublished, rename(path, temporaryPath) == 0 { isPublished = false }
+    }
+
+    /// The opposite.
+    package func publish() {
+        if !isPublished, rename(temporaryPath, path) == 0 { isPublished = true }
+    }
+
+    /// Removes every name. The service is over afterwards.
+    package func remove() {
+        unlink(isPublished ? path : temporaryPath)
+        unlink(lockPath)
+        if ownsDirectory { rmdir(ServicePath.directory(of: path)) }
+    }
+}

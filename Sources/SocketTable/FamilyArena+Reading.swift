@@ -1,0 +1,45 @@
+#if !hasFeature(Embedded)
+import CSocketSwitch
+import StreamRing
+
+// How the service reads an arena, which its family writes at the same time and may fill with nonsense: every index that
+// is taken from it is bounded here, and a value is a snapshot that may be wrong a moment later.
+extension FamilyArena {
+    /// True when process entry `process` holds slot `index`. Both must be in range.
+    package func isHeld(_ index: Int, by process: Int) -> Bool {
+        holderWord(process, index >> 6).load() & (1 << UInt64(index & 63)) != 0
+    }
+
+    /// Slots that may be in use: 1 ..< `usedSlotCount`.
+    package var usedSlotCount: Int { Int(min(highWater.load(), UInt64(FamilyArena.slotCount))) }
+
+    /// The process entries that are live.
+    package var liveProcesses: [Int] {
+        let count = Int(min(UInt64(FamilyArena.processCount), processHighWater.load()))
+        return (0..<count).filter { process($0).state.load() == ProcessEntry.live }
+    }
+
+    /// The slots that process entry `process` holds.
+    package func slotsHeld(by process: Int) -> [Int] {
+        var slots: [Int] = []
+        let count = usedSlotCount
+        for word in 0..<((count + 63) / 64) {
+            var held = holderWord(process, word).load()
+            while held != 0 {
+                let index = word * 64 + held.trailingZeroBitCount
+                held &= held - 1
+                if index > 0, index < count { slots.append(index) }
+            }
+        }
+        return slots
+    }
+}
+
+extension ProcessEntry {
+    /// The name, without control characters.
+    package var text: String {
+        let bytes = UnsafeRawBufferPointer(start: name, count: ProcessEntry.nameBytes).prefix { $0 != 0 }
+        return String(decoding: bytes.map { $0 < 0x20 || $0 == 0x7f ? UInt8(ascii: "?") : $0 }, as: UTF8.self)
+    }
+}
+#endif
