@@ -47,6 +47,8 @@ struct CompanionRecord {
     var reason: Int32 = 0
     /// Connection epoch in which the service was told of this listening companion.
     var registeredEpoch: UInt64 = 0
+    /// The process that made the record: a forked child has a copy, and must not speak for its parent.
+    var pid: Int32 = 0
 
     /// The switch's handle (WSD-C5); `SOCKET.max` = none.
     var handle: SOCKET = SOCKET.max
@@ -121,10 +123,14 @@ struct Companion {
     /// What the switch calls the socket: bits 0…15 the index, above them the serial.
     var socket: SOCKET { SOCKET(record.pointee.serial) << 16 | SOCKET(index) }
 
+    static var pool: UnsafeMutableRawPointer? {
+        UnsafeMutableRawPointer(bitPattern: UInt(truncatingIfNeeded: providerWord(ProviderState.poolOffset).load()))
+    }
+
     /// A record of the pool; `index` must be one that was given out.
     @inline(__always)
     init(_ index: RecordIndex) {
-        let pool = providerState.pointee.pool.unsafelyUnwrapped
+        let pool = Companion.pool.unsafelyUnwrapped
         self.index = index
         record = (pool + Int(index - 1) * CompanionRecord.bytes).assumingMemoryBound(to: CompanionRecord.self)
     }
@@ -133,7 +139,7 @@ struct Companion {
     @inline(__always)
     init?(socket: SOCKET) {
         let index = Int(socket & 0xFFFF)
-        guard index >= 1, index <= CompanionRecord.count, providerState.pointee.pool != nil else { return nil }
+        guard index >= 1, index <= CompanionRecord.count, Companion.pool != nil else { return nil }
         self.init(RecordIndex(index))
         guard HalfWord(base, CompanionRecord.serialOffset).load() == UInt32(truncatingIfNeeded: socket >> 16),
             socket >> 48 == 0
@@ -142,37 +148,64 @@ struct Companion {
         guard found != CompanionState.free, found != CompanionState.closing else { return nil }
     }
 
-    /// Under the lock. A fresh record in state `created`; nil: none left, or no memory.
+    /// A fresh record in state `created`; nil: none left, or no memory. Any thread, without the lock: every connect of the
+    /// program makes a companion, and most of them end without ever being announced.
     static func make() -> Companion? {
-        let state = providerState
-        if state.pointee.pool == nil {
-            let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-            let address = ss_sys_mmap(nil, CompanionRecord.poolBytes, PROT_READ | PROT_WRITE, flags, -1, 0)
-            guard address > 0 else { return nil }
-            state.pointee.pool = UnsafeMutableRawPointer(bitPattern: address)
-        }
-        let companion: Companion
-        if state.pointee.firstFree != 0 {
-            companion = Companion(state.pointee.firstFree)
-            state.pointee.firstFree = companion.record.pointee.next
-        } else {
-            guard Int(state.pointee.usedRecords) < CompanionRecord.count else { return nil }
-            state.pointee.usedRecords += 1
-            companion = Companion(state.pointee.usedRecords)
-        }
+        guard preparePool() else { return nil }
+        guard let companion = takeFree() ?? takeUnused() else { return nil }
         let serial = companion.record.pointee.serial
         companion.record.initialize(to: CompanionRecord())
+        companion.record.pointee.pid = providerState.pointee.pid
         // 1 … 2^32 - 1, in turn.
         HalfWord(companion.base, CompanionRecord.serialOffset).store(max(serial &+ 1, 1))
         companion.state.store(CompanionState.created)
         return companion
     }
 
-    /// Under the lock. The record must be in no list.
+    /// The record must be in no list. Any thread, without the lock.
     func free() {
         state.store(CompanionState.free)
-        record.pointee.next = providerState.pointee.firstFree
-        providerState.pointee.firstFree = index
+        let word = providerWord(ProviderState.freeRecordsOffset)
+        while true {
+            let top = word.load()
+            record.pointee.next = RecordIndex(truncatingIfNeeded: top & 0xFFFF)
+            if word.compareExchange(top, ((top >> 16) &+ 1) << 16 | UInt64(index)) { return }
+        }
+    }
+
+    /// Maps the pool at first use.
+    private static func preparePool() -> Bool {
+        let word = providerWord(ProviderState.poolOffset)
+        if word.load() != 0 { return true }
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+        let address = ss_sys_mmap(nil, CompanionRecord.poolBytes, PROT_READ | PROT_WRITE, flags, -1, 0)
+        guard address > 0 else { return false }
+        if !word.compareExchange(0, UInt64(address)) {
+            _ = ss_sys_munmap(UnsafeMutableRawPointer(bitPattern: address), CompanionRecord.poolBytes)
+        }
+        return true
+    }
+
+    /// The free list is a stack: index in bits 0…15 of its word, above them a count of changes, so that a record which
+    /// was taken and given back in between is noticed.
+    private static func takeFree() -> Companion? {
+        let word = providerWord(ProviderState.freeRecordsOffset)
+        while true {
+            let top = word.load()
+            guard top & 0xFFFF != 0 else { return nil }
+            let companion = Companion(RecordIndex(top & 0xFFFF))
+            let next = UInt64(UInt32(bitPattern: companion.record.pointee.next)) & 0xFFFF
+            if word.compareExchange(top, ((top >> 16) &+ 1) << 16 | next) { return companion }
+        }
+    }
+
+    private static func takeUnused() -> Companion? {
+        let word = providerWord(ProviderState.usedRecordsOffset)
+        while true {
+            let used = word.load()
+            guard used < UInt64(CompanionRecord.count) else { return nil }
+            if word.compareExchange(used, used + 1) { return Companion(RecordIndex(used) + 1) }
+        }
     }
 
     // MARK: Lists (under the lock)
@@ -197,7 +230,7 @@ struct Companion {
 
     /// The table entry of a slot.
     static func announcement(ofSlot slot: UInt64) -> UnsafeMutablePointer<RecordIndex>? {
-        guard slot < UInt64(FamilyArena.slotCount), let pool = providerState.pointee.pool else { return nil }
+        guard slot < UInt64(FamilyArena.slotCount), let pool = Companion.pool else { return nil }
         return (pool + CompanionRecord.count * CompanionRecord.bytes + Int(slot) * 4)
             .assumingMemoryBound(to: RecordIndex.self)
     }

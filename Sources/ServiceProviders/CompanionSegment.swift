@@ -59,7 +59,8 @@ extension Companion {
         return .none
     }
 
-    /// Gives segment and doorbells up. The peer is told if it still waits for the session to come up.
+    /// Gives segment and doorbells up. The peer is told if it still waits for the session to come up, but not by a
+    /// forked child, whose parent may go on.
     func detach() {
         closeOwn(record.pointee.doorbell)
         closeOwn(record.pointee.peerDoorbell)
@@ -67,7 +68,7 @@ extension Companion {
         record.pointee.peerDoorbell = -1
         guard let memory = record.pointee.segment else { return }
         record.pointee.segment = nil
-        if record.pointee.messagesRead == 0 {
+        if record.pointee.messagesRead == 0, record.pointee.pid == providerState.pointee.pid {
             markRejected(memory, side: Int(record.pointee.side), message: record.pointee.messagesSent &+ 1)
         }
         _ = ss_sys_munmap(memory, Segment.bytes)

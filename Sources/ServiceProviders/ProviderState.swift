@@ -20,15 +20,14 @@ package struct ProviderState {
     static var outstandingOffset: Int { 32 }
     /// 1 while the service may not know of a listening companion (`HalfWord`).
     static var unregisteredOffset: Int { 36 }
+    /// The companion records (CompanionRecord.swift): their address, how many were ever used, the free ones (`Word`).
+    static var poolOffset: Int { 40 }
+    static var usedRecordsOffset: Int { 48 }
+    static var freeRecordsOffset: Int { 56 }
 
     var words: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
 
-    /// The companion records: see CompanionRecord.swift. Constant once set.
-    var pool: UnsafeMutableRawPointer?
-    /// First record of the free list; records that were ever used.
-    var firstFree: RecordIndex
-    var usedRecords: Int32
-    /// Heads of doubly linked lists.
+    /// Heads of doubly linked lists of records.
     var listening: RecordIndex
     var outstanding: RecordIndex
 

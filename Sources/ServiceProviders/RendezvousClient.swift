@@ -38,7 +38,9 @@ enum RendezvousClient {
         // A raw clone: the connection, and the mailbox, are another process's.
         guard state.pointee.pid == Int32(truncatingIfNeeded: ss_sys_getpid()) else { return .sharedBeforeUpgrade }
         if state.pointee.connectionPlusOne != 0 { return .none }
-        guard state.pointee.servicePathLength > 0 else { return .noService }
+        guard state.pointee.servicePathLength > 0, state.pointee.arena == nil || state.pointee.process >= 0 else {
+            return .noService
+        }
         let now = ss_monotonic_ns()
         if now < state.pointee.nextConnect {
             return Reason(rawValue: UInt64(state.pointee.connectionReason)) ?? .noService
@@ -117,6 +119,8 @@ enum RendezvousClient {
             state.pointee.nextConnect = 0
         }
         if state.pointee.listening != 0 { providerHalfWord(ProviderState.unregisteredOffset).store(1) }
+        // The service cannot raise the word any more.
+        mailbox?.add(1)
         while state.pointee.outstanding != 0 { Companion(state.pointee.outstanding).announcementFailed(reason) }
     }
 

@@ -98,28 +98,35 @@ func sharedMemoryReceive(
     return socketError(error, EINPROGRESS)
 }
 
-/// Never waits, whatever `wait` says: EINPROGRESS (WSA_IO_INCOMPLETE) while the operation is pending.
+/// Never waits, whatever `wait` says. 1: completed without error. 0: failed with the operation's error, or, while it is
+/// pending, with EINPROGRESS (WSA_IO_INCOMPLETE).
 func sharedMemoryGetOverlappedResult(
     _ socket: SOCKET, _ overlapped: UnsafeMutablePointer<WSAOVERLAPPED>?, _ transferred: UnsafeMutablePointer<Int>?,
     _ wait: Int32, _ flags: UnsafeMutablePointer<UInt32>?, _ error: UnsafeMutablePointer<Int32>?
 ) -> Int32 {
-    guard let companion = Companion(socket: socket) else { return socketError(error, ENOTSOCK) }
-    guard let overlapped else { return socketError(error, EFAULT) }
+    guard let companion = Companion(socket: socket) else { return noResult(error, ENOTSOCK) }
+    guard let overlapped else { return noResult(error, EFAULT) }
     if overlapped.pointee.Internal == 0 {
         let mask = lockProviders()
         guard companion.record.pointee.receive == overlapped, let target = companion.record.pointee.receiveBuffer else {
             unlockProviders(mask)
-            return socketError(error, EINVAL)
+            return noResult(error, EINVAL)
         }
         let result = companion.readMessage(target)
         if result != -Int(EAGAIN) { companion.record.pointee.receive = nil }
         unlockProviders(mask)
-        if result == -Int(EAGAIN) { return socketError(error, EINPROGRESS) }
+        if result == -Int(EAGAIN) { return noResult(error, EINPROGRESS) }
         completeReceive(companion, overlapped, Int32(truncatingIfNeeded: max(-result, 0)), max(result, 0))
     }
     transferred?.pointee = Int(bitPattern: overlapped.pointee.InternalHigh)
     flags?.pointee = overlapped.pointee.Flags
-    return overlapped.pointee.Error == 0 ? 0 : socketError(error, overlapped.pointee.Error)
+    return overlapped.pointee.Error == 0 ? 1 : noResult(error, overlapped.pointee.Error)
+}
+
+/// FALSE, with the error number stored: this call alone answers with a truth value, as in Winsock.
+private func noResult(_ error: UnsafeMutablePointer<Int32>?, _ number: Int32) -> Int32 {
+    error?.pointee = number
+    return 0
 }
 
 /// Completes a receive that was pending, with the up-call when notification was wanted (WSD-T7). Without the lock.

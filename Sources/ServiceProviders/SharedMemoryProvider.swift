@@ -53,8 +53,11 @@ package func sharedMemoryProviderAfterForkInChild(process: Int32, mask: UInt64?)
     let state = providerState
     // Whoever held the lock exists no more, except when it was this thread, in the hook before the fork.
     HalfWord(ss_provider_state_address(), ProviderState.lockOffset).store(0)
+    let parentsMailbox = RendezvousClient.mailbox?.load() ?? 0
     state.pointee.pid = Int32(truncatingIfNeeded: ss_sys_getpid())
     state.pointee.process = process
+    // "News", also for a switch that compares with the last value of the parent's word.
+    RendezvousClient.mailbox?.store(parentsMailbox &+ 1)
     let connection = RendezvousClient.descriptor
     state.pointee.connectionPlusOne = 0
     state.pointee.nextConnect = 0
@@ -74,7 +77,6 @@ package func sharedMemoryProviderAfterForkInChild(process: Int32, mask: UInt64?)
     while index != 0 {
         let listener = Companion(index)
         while let offer = listener.record.pointee.paired.removeFirst() {
-            offer.record.pointee.messagesRead = 1  // the parent goes on with it: leave the mailbox alone
             offer.detach()
             offer.free()
         }
@@ -136,8 +138,8 @@ private func sharedMemoryCleanup(_ error: UnsafeMutablePointer<Int32>?) -> Int32
         unlockProviders(mask)
         return 0
     }
-    let used = providerState.pointee.usedRecords
     unlockProviders(mask)
+    let used = RecordIndex(providerWord(ProviderState.usedRecordsOffset).load())
     var index: RecordIndex = 1
     while index <= used {
         let companion = Companion(index)
@@ -162,15 +164,11 @@ private func sharedMemorySocket(
     guard family == AF_INET || family == AF_INET6 else { return invalidSocket(error, EAFNOSUPPORT) }
     guard type & 0xF == Int32(SOCK_STREAM.rawValue) else { return invalidSocket(error, ESOCKTNOSUPPORT) }
     guard proto == 0 || proto == Int32(IPPROTO_TCP) else { return invalidSocket(error, EPROTONOSUPPORT) }
-    let mask = lockProviders()
-    let made = providerState.pointee.startCount > 0 ? Companion.make() : nil
-    unlockProviders(mask)
-    guard let made else { return invalidSocket(error, ENOBUFS) }
+    guard providerState.pointee.startCount > 0 else { return invalidSocket(error, ENETDOWN) }
+    guard let made = Companion.make() else { return invalidSocket(error, ENOBUFS) }
     made.record.pointee.catalogEntry = info?.pointee.dwCatalogEntryId ?? 0
     guard createHandle(made, error) else {
-        let mask = lockProviders()
         made.free()
-        unlockProviders(mask)
         return SOCKET.max
     }
     return made.socket
@@ -283,30 +281,33 @@ private func sharedMemoryEnumNetworkEvents(
 // MARK: Closing (WSD-X2)
 
 private func sharedMemoryCloseSocket(_ socket: SOCKET, _ error: UnsafeMutablePointer<Int32>?) -> Int32 {
-    var mask = lockProviders()
-    guard let companion = Companion(socket: socket) else {
+    guard let companion = Companion(socket: socket) else { return socketError(error, ENOTSOCK) }
+    // Most companions end here: made, bound, never announced. No system call for those.
+    let isIdle =
+        companion.state.compareExchange(CompanionState.bound, CompanionState.closing) == CompanionState.bound
+        || companion.state.compareExchange(CompanionState.created, CompanionState.closing) == CompanionState.created
+    if !isIdle {
+        let mask = lockProviders()
+        guard Companion(socket: socket) != nil else {
+            unlockProviders(mask)
+            return socketError(error, ENOTSOCK)
+        }
+        switch companion.state.load() {
+        case CompanionState.announced: RendezvousClient.withdraw(companion)
+        case CompanionState.listening: stopListening(companion)
+        default: break
+        }
+        companion.state.store(CompanionState.closing)
+        let receive = companion.record.pointee.receive
+        companion.record.pointee.receive = nil
         unlockProviders(mask)
-        return socketError(error, ENOTSOCK)
+        if let receive { completeReceive(companion, receive, ECANCELED, 0) }
     }
-    switch companion.state.load() {
-    case CompanionState.announced: RendezvousClient.withdraw(companion)
-    case CompanionState.listening: stopListening(companion)
-    default: break
-    }
-    companion.state.store(CompanionState.closing)
-    let receive = companion.record.pointee.receive
-    companion.record.pointee.receive = nil
-    unlockProviders(mask)
-
-    if let receive { completeReceive(companion, receive, ECANCELED, 0) }
     companion.detach()
     let handle = companion.record.pointee.handle
     var number: Int32 = 0
     if handle != SOCKET.max, let close = providerState.pointee.upCalls.lpWPUCloseSocketHandle { _ = close(handle, &number) }
-
-    mask = lockProviders()
     companion.free()
-    unlockProviders(mask)
     return 0
 }
 

@@ -23,7 +23,10 @@ package func tcpipStartupEx(
     table.pointee.lpWSPCloseSocket = tcpipCloseSocket
     table.pointee.lpWSPSend = tcpipSend
     table.pointee.lpWSPRecv = tcpipReceive
-    table.pointee.lpWSPGetOverlappedResult = { _, _, _, _, _, error in socketError(error, EOPNOTSUPP) }
+    table.pointee.lpWSPGetOverlappedResult = { _, _, _, _, _, error in
+        error?.pointee = EOPNOTSUPP
+        return 0
+    }
     table.pointee.lpWSPEventSelect = { _, _, _, error in socketError(error, EOPNOTSUPP) }
     table.pointee.lpWSPEnumNetworkEvents = { _, _, _, error in socketError(error, EOPNOTSUPP) }
     table.pointee.lpWSPSetSockOpt = tcpipSetOption
