@@ -202,6 +202,23 @@ import Testing
         #expect(test.service.status.totals.dismissed == 1)
     }
 
+    @Test("A client that does not read and then goes is forgotten at once")
+    func deafAndGone() throws {
+        let test = try ServiceUnderTest { $0.queueBound = 16 }
+        var deaf: TestClient? = try test.connectSwitched()
+        let tcp = try Connection()
+        while true {
+            var bytes = wellFormed(MessageKind.announce)
+            bytes.withUnsafeMutableBytes { Message($0.baseAddress!).slot = 1 }
+            let result = bytes.withUnsafeBytes { Packet.send($0, descriptors: [tcp.connector], on: deaf!.socket.raw) }
+            test.service.turn(maximumMilliseconds: 0)
+            if result == -Int(EAGAIN) { break }
+        }
+        deaf = nil
+        test.settle()
+        #expect(test.service.status.clients == 0)
+    }
+
     @Test("A reader that wakes up again gets everything that was waiting")
     func readsLate() throws {
         let test = try ServiceUnderTest { $0.queueBound = 1000 }
