@@ -23,7 +23,7 @@ package enum ServicePath {
     }
 
     /// True for the private directory in /tmp, which the service makes and removes itself.
-    package static func isPrivateDirectory(_ directory: String) -> Bool { directory.hasPrefix("/tmp/sockswitch-") }
+    package static func isPrivateDirectory(_ directory: String) -> Bool { directory == "/tmp/sockswitch-\(geteuid())" }
 
     /// Says what is wrong with a private directory (another's, or open to others), or nil.
     package static func complaint(aboutPrivateDirectory directory: String, uid: UInt32 = geteuid()) -> String? {

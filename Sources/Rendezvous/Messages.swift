@@ -17,7 +17,7 @@ import CSocketSwitch
 ///     service → tool      (packets of at most `toolChunkBytes` of UTF-8 text, never beginning with a byte below 9)
 ///                         toolEnd    reason: `ToolStatus`; the answer is complete
 ///
-/// A tool need not say hello. Tool commands are for root and for the service's own user. (The end is a message of its
+/// A tool need not say hello. All commands but ping are for root and for the service's own user. (The end is a message of its
 /// own because an empty packet reads like the end of the connection.)
 ///
 /// Every announcement is answered exactly once, by `paired` or `refused` with its slot and generation, unless it was

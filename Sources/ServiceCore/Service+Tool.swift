@@ -9,7 +9,7 @@ extension Service {
     func tool(_ message: Message, from client: Client) {
         let text = String(
             decoding: UnsafeRawBufferPointer(start: message.text, count: Message.textBytes).prefix { $0 != 0 }, as: UTF8.self)
-        guard isPrivileged(client) else { return end(ToolStatus.notPermitted, to: client) }
+        guard isPrivileged(client) || text == "ping" else { return end(ToolStatus.notPermitted, to: client) }
         switch text {
         case "ping":
             answer(Array("pong".utf8), to: client)

@@ -121,7 +121,13 @@ package final class Service {
                 acceptClients()
             } else if let client = clients[token] {
                 if event.events & UInt32(EPOLLOUT.rawValue) != 0 { flush(client) }
-                if event.events & ~UInt32(EPOLLOUT.rawValue) != 0 { receive(from: client) }
+                let hangUp = UInt32(EPOLLHUP.rawValue) | UInt32(EPOLLERR.rawValue)
+                if event.events & hangUp != 0, client.queuedCount >= configuration.queueBound {
+                    // Gone, and we do not read what it sent: epoll would report it for ever.
+                    drop(client)
+                } else if event.events & ~UInt32(EPOLLOUT.rawValue) != 0 {
+                    receive(from: client)
+                }
             }
         }
         handleTime()
@@ -163,11 +169,11 @@ package final class Service {
     private func slowTurn(_ now: UInt64) {
         nextSlowTurn = nil
         pairs.removeAll { !$0.isOpen }
-        orphans.removeAll { identity in
-            guard let arena = arenas[identity], arena.clients.isEmpty else { return true }
-            if arena.hasLivingProcess() { return false }
-            forget(arena)
-            return true
+        // A few a second, in turn: looking for living processes is expensive.
+        for _ in 0..<min(8, orphans.count) {
+            let identity = orphans.removeFirst()
+            guard let arena = arenas[identity], arena.clients.isEmpty else { continue }
+            if arena.hasLivingProcess() { orphans.append(identity) } else { forget(arena) }
         }
     }
 
@@ -260,7 +266,7 @@ package final class Service {
             client.arena = nil
             arena.clients[client.id] = nil
             if arena.clients.isEmpty {
-                if arena.hasLivingProcess(), orphans.count < 256 {
+                if orphans.count < 256, arena.hasLivingProcess() {
                     orphans.append(arena.identity)
                 } else {
                     forget(arena)

@@ -55,14 +55,23 @@ final class SharedArena {
 
     /// True when some process of the family, connected or not, still has the arena mapped.
     ///
-    /// The process ids in the arena are its processes' own view and may be lies: the mapping itself is looked for.
+    /// The process ids in the arena are its processes' own view and may be lies: the mapping itself is looked for, in
+    /// the first few processes that there are.
     func hasLivingProcess() -> Bool {
         if !clients.isEmpty { return true }
-        return arena.liveProcesses.prefix(64).contains { isMapped(byProcess: arena.process($0).pid.load()) }
+        var looks = 0
+        for process in arena.liveProcesses where looks < 8 {
+            guard let pid = Int32(exactly: arena.process(process).pid.load()), pid > 0, pid != getpid(),
+                ss_sys_kill(pid, 0) != -Int(ESRCH)
+            else { continue }
+            if isMapped(byProcess: pid) { return true }
+            looks += 1
+        }
+        return false
     }
 
-    private func isMapped(byProcess pid: UInt64) -> Bool {
-        guard pid > 0, pid <= UInt64(Int32.max), let file = fopen("/proc/\(pid)/maps", "re") else { return false }
+    private func isMapped(byProcess pid: Int32) -> Bool {
+        guard let file = fopen("/proc/\(pid)/maps", "re") else { return false }
         defer { fclose(file) }
         var line = [CChar](repeating: 0, count: 512)
         while fgets(&line, Int32(line.count), file) != nil {

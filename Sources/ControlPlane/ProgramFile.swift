@@ -1,0 +1,60 @@
+import CSocketSwitch
+import Glibc
+
+/// What can be told of a program before it starts: some cannot be switched, and their users should know.
+package enum ProgramFile {
+    package enum Obstacle: Equatable, CustomStringConvertible {
+        case staticallyLinked
+        case changesUser
+        case otherMachine
+
+        package var description: String {
+            switch self {
+            case .staticallyLinked: "is statically linked, so no library can be preloaded; it stays on TCP"
+            case .changesUser: "is set-user-id, set-group-id or has capabilities, so the loader ignores LD_PRELOAD; it stays on TCP"
+            case .otherMachine: "is not a 64-bit program of this machine; it stays on TCP"
+            }
+        }
+    }
+
+    /// Where execvp would find the program.
+    package static func find(_ name: String, searchPath: String?) -> String? {
+        if name.contains("/") { return access(name, X_OK) == 0 ? name : nil }
+        for directory in (searchPath ?? "/bin:/usr/bin").split(separator: ":", omittingEmptySubsequences: false) {
+            let path = (directory.isEmpty ? "." : String(directory)) + "/" + name
+            var status = stat()
+            if stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG, access(path, X_OK) == 0 { return path }
+        }
+        return nil
+    }
+
+    /// Nil when nothing speaks against it, or when nothing can be said (a script).
+    package static func obstacle(_ path: String) -> Obstacle? {
+        let raw = open(path, O_RDONLY | O_CLOEXEC)
+        guard raw >= 0 else { return nil }
+        let file = Descriptor(raw)
+        var status = stat()
+        if fstat(raw, &status) == 0, geteuid() != 0 || status.st_uid != 0, status.st_mode & (S_ISUID | S_ISGID) != 0 {
+            return .changesUser
+        }
+        var header = [UInt8](repeating: 0, count: 4096)
+        let count = header.withUnsafeMutableBytes { ss_sys_pread(file.raw, $0.baseAddress, $0.count, 0) }
+        guard count >= 64, header[0..<4].elementsEqual([0x7F, 0x45, 0x4C, 0x46]) else { return nil }
+        #if arch(x86_64)
+        let machine: UInt16 = 62
+        #else
+        let machine: UInt16 = 183
+        #endif
+        return header.withUnsafeBytes { bytes in
+            guard bytes[4] == 2, bytes.load(fromByteOffset: 18, as: UInt16.self) == machine else { return .otherMachine }
+            let offset = bytes.load(fromByteOffset: 32, as: UInt64.self)
+            let size = Int(bytes.load(fromByteOffset: 54, as: UInt16.self))
+            let number = Int(bytes.load(fromByteOffset: 56, as: UInt16.self))
+            guard size >= 56, offset < 4096, Int(offset) + size * number <= count else { return nil }
+            let hasInterpreter = (0..<number).contains {
+                bytes.loadUnaligned(fromByteOffset: Int(offset) + size * $0, as: UInt32.self) == 3  // PT_INTERP
+            }
+            return hasInterpreter ? nil : .staticallyLinked
+        }
+    }
+}

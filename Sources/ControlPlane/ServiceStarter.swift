@@ -1,0 +1,73 @@
+import CSocketSwitch
+import Glibc
+
+/// Finds the service that a command is to use, and starts one if there is none.
+package struct ServiceStarter {
+    /// Where the service's program may be.
+    package var program: String
+    package var path: String
+    package var log = "/dev/null"
+
+    package init(program: String, path: String) {
+        self.program = program
+        self.path = path
+    }
+
+    package enum Failure: Error, CustomStringConvertible {
+        case noProgram(String)
+        case cannotStart(String, status: Int32)
+        case noAnswer(String)
+        case other(any Error)
+
+        package var description: String {
+            switch self {
+            case .noProgram(let program): "there is no \(program)"
+            case .cannotStart(let program, let status): "\(program) ended with status \(status)"
+            case .noAnswer(let path): "no answer at \(path)"
+            case .other(let error): "\(error)"
+            }
+        }
+    }
+
+    /// The path of the service for someone who names none: the own one, or the system's if only that runs.
+    package static func pathInUse() -> String {
+        let standard = ServicePath.standard()
+        if environmentValue("SOCKSWITCH_SERVICE") == nil, standard != ServicePath.systemWide,
+            (try? ServiceClient(path: standard)) == nil, (try? ServiceClient(path: ServicePath.systemWide)) != nil
+        {
+            return ServicePath.systemWide
+        }
+        return standard
+    }
+
+    /// True when a trusted service answers.
+    private func answers() throws -> Bool {
+        do {
+            try ServiceClient(path: path, timeoutSeconds: 5).ping()
+            return true
+        } catch ServiceError.notRunning, ServiceError.noAnswer {
+            // No answer: it ended while we asked.
+            return false
+        }
+    }
+
+    /// Many may do this at once: one service wins the lock, the others' end at once without complaint.
+    package func ensureRunning() throws(Failure) {
+        do { if try answers() { return } } catch { throw .other(error) }
+        guard access(program, X_OK) == 0 else { throw .noProgram(program) }
+        for _ in 0..<20 {
+            var spawn = Spawn(
+                program: program, arguments: ["sockswitchd", "--detach", "--ephemeral", "--socket", path, "--log-file", log],
+                environment: Spawn.unswitchedEnvironment())
+            spawn.log = log
+            let pid: Int32
+            do { pid = try spawn.start() } catch { throw .other(error) }
+            let status = exitStatus(of: pid)
+            if status != 0 { throw .cannotStart(program, status: status) }
+            do { if try answers() { return } } catch { throw .other(error) }
+            // Another service held the lock and was about to end.
+            usleep(50_000)
+        }
+        throw .noAnswer(path)
+    }
+}

@@ -1,0 +1,52 @@
+import ArgumentParser
+import ControlPlane
+import Glibc
+
+struct Status: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Say whether the service runs, and what it has done.",
+        discussion: "Ends with status 69 when no service answers.")
+
+    @Flag(help: "Print JSON with stable keys.")
+    var json = false
+
+    @OptionGroup var service: ServiceOption
+
+    func run() throws {
+        let status = try service.askForStatus("status")
+        if json { return print(String(decoding: encodeJSON(status, pretty: true), as: UTF8.self)) }
+        print("""
+            service        sockswitchd \(status.version), process \(status.pid), up \(status.uptimeSeconds) s\(status.ephemeral ? ", ends with its last client" : "")
+            socket         \(status.socket)
+            switched       \(status.switchedOff ? "off: every connection is on TCP" : "on")
+            clients        \(status.clients) in \(status.families) process famil\(status.families == 1 ? "y" : "ies"), listening on \(status.listeners) address\(status.listeners == 1 ? "" : "es")
+            pairs          \(status.pairs) now, \(status.totals.paired) made
+            announcements  \(status.announcements) waiting, \(status.totals.announced) in all, \(status.totals.refused) refused, \(status.totals.withdrawn) withdrawn
+            dismissed      \(status.totals.dismissed) client\(status.totals.dismissed == 1 ? "" : "s") for breaking the protocol
+            """)
+    }
+}
+
+struct Off: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Bring every connection back to TCP, and keep new ones there.",
+        discussion: "No connection breaks, no byte is lost. In force until `sockswitch on` or the end of the service.")
+
+    @OptionGroup var service: ServiceOption
+
+    func run() throws {
+        let status = try service.askForStatus("off")
+        print("Switched off. \(status.pairs == 0 ? "No connection was on a companion." : "\(status.pairs) connection\(status.pairs == 1 ? " goes" : "s go") back to TCP.")")
+    }
+}
+
+struct On: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Allow companions again after `sockswitch off`.")
+
+    @OptionGroup var service: ServiceOption
+
+    func run() throws {
+        _ = try service.askForStatus("on")
+        print("Switched on.")
+    }
+}

@@ -1,0 +1,118 @@
+import CSocketSwitch
+import ControlPlane
+import Glibc
+import Rendezvous
+import ServiceCore
+import SocketTable
+import StreamRing
+import Testing
+
+@Suite("Statistics and tools") struct StatisticsTests {
+    private func ask(_ command: String, _ test: ServiceUnderTest) throws -> (text: String, status: UInt32) {
+        let tool = try test.connect()
+        let bytes = Array(command.utf8)
+        tool.send(MessageKind.tool) { message in bytes.withUnsafeBytes { _ = memcpy(message.text, $0.baseAddress!, $0.count) } }
+        test.settle()
+        var text = ""
+        while true {
+            let answer = try #require(tool.receive())
+            if answer.kind == MessageKind.toolEnd { return (text, answer.reason == nil ? 99 : UInt32(answer.reason!.rawValue)) }
+            text += answer.text
+            test.settle()
+        }
+    }
+
+    @Test("Every socket with its carriers, bytes, holders and reason")
+    func ps() throws {
+        let test = try ServiceUnderTest()
+        let client = try test.connectSwitched()
+        let arena = client.arena.arena
+        let tcp = try Connection()
+        var storage = [UInt8](repeating: 0, count: 28)
+        var length = UInt32(28)
+        let index = arena.allocateSlot(process: client.arena.process)
+        let slot = arena.slot(index)
+        slot.kind.store(Slot.Kind.accepted)
+        #expect(ss_sys_getsockname(tcp.acceptor.raw, &storage, &length) == 0)
+        slot.localAddress.set(storage, length: Int(length))
+        slot.mode.store(Slot.Mode.dual)
+        slot.sendCuts.store(3)
+        slot.receiveCuts.store(2)
+        slot.tcpBytesSent.store(1)
+        slot.tcpBytesReceived.store(2)
+        slot.sendPosition.store(3)
+        slot.receivePosition.store(4)
+        slot.carrierChanges.store(5)
+        slot.reason.store(Reason.ringStalled.rawValue)
+        // A child of the same family.
+        let child = try test.connect()
+        let childProcess = arena.addProcess(pid: UInt64(getppid()))
+        child.send(MessageKind.hello, [client.arena.descriptor]) { $0.process = UInt32(childProcess) }
+        let listener = arena.allocateSlot(process: childProcess)
+        arena.slot(listener).kind.store(Slot.Kind.listening)
+        // Nobody lives in this one.
+        let dead = arena.addProcess(pid: 0x7FFF_FFFF)
+        let orphan = arena.allocateSlot(process: dead)
+        arena.slot(orphan).kind.store(Slot.Kind.connected)
+        test.settle()
+
+        let (text, status) = try ask("ps", test)
+        #expect(status == ToolStatus.done)
+        let report = try decodeJSON(ServiceReport.self, Array(text.utf8))
+        #expect(report.sockets.count == 2)
+        let socket = try #require(report.sockets.first)
+        #expect(socket.pid == getpid() && socket.pids == [getpid()] && !socket.program.isEmpty)
+        #expect(socket.kind == .accepted && socket.local == "127.0.0.1:\(tcp.port)" && socket.peer == "")
+        #expect(socket.sendCarrier == .companion && socket.receiveCarrier == .tcp)
+        #expect(socket.bytes == .init(tcpSent: 1, tcpReceived: 2, companionSent: 3, companionReceived: 4))
+        #expect(socket.carrierChanges == 5 && socket.reason == "ringStalled")
+        #expect(report.sockets[1].kind == .listening && report.sockets[1].reason == "none")
+        #expect(report.service.families == 1)
+
+        slot.receiveCuts.store(1)
+        let now = try decodeJSON(ServiceReport.self, Array(try ask("ps", test).text.utf8))
+        #expect(now.sockets[0].reason == "none" && now.sockets[0].receiveCarrier == .companion)
+    }
+
+    @Test("A long answer comes whole, in pieces")
+    func longAnswer() throws {
+        let test = try ServiceUnderTest()
+        let client = try test.connectSwitched()
+        for _ in 0..<1000 {
+            let index = client.arena.arena.allocateSlot(process: client.arena.process)
+            client.arena.arena.slot(index).kind.store(Slot.Kind.connected)
+        }
+        let report = try decodeJSON(ServiceReport.self, Array(try ask("ps", test).text.utf8))
+        #expect(report.sockets.count == 1000)
+    }
+
+    @Test("Commands")
+    func commands() throws {
+        let test = try ServiceUnderTest()
+        #expect(try ask("ping", test) == ("pong", ToolStatus.done))
+        #expect(try ask("nonsense", test).status == ToolStatus.unknownCommand)
+        #expect(try ask(String(repeating: "x", count: 56), test).status == ToolStatus.unknownCommand)
+        #expect(try decodeJSON(ServiceStatus.self, Array(try ask("status", test).text.utf8)).version == Version.text)
+    }
+
+    @Test("An ephemeral service ends after its last client, and when none came")
+    func ephemeral() throws {
+        let test = try ServiceUnderTest { $0.isEphemeral = true }
+        test.advance(milliseconds: 9999)
+        #expect(!test.service.hasOutlivedItsClients)
+        var client: TestClient? = try test.connect()
+        test.advance(milliseconds: 60_000)
+        #expect(!test.service.hasOutlivedItsClients)
+        _ = client
+        client = nil
+        test.settle()
+        test.advance(milliseconds: 1999)
+        #expect(!test.service.hasOutlivedItsClients)
+        test.advance(milliseconds: 2)
+        #expect(test.service.hasOutlivedItsClients)
+
+        let lonely = try ServiceUnderTest { $0.isEphemeral = true }
+        lonely.advance(milliseconds: 10_001)
+        #expect(lonely.service.hasOutlivedItsClients)
+    }
+}
