@@ -423,6 +423,52 @@ static void waiting(void) {
     SHOW(close(client));
 }
 
+// The address arguments of accept.
+static void accepting(void) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    union { struct sockaddr_in v4; char bytes[128]; } peer;
+    socklen_t length = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    SHOW(accept(listener, NULL, NULL));
+    SHOW(bind(listener, (void *)&address, sizeof address));
+    SHOW(bind(listener, (void *)&address, sizeof address));
+    SHOW(listen(listener, 16));
+    SHOW(getsockname(listener, (void *)&address, &length));
+    SHOW(accept(listener, NULL, NULL));
+    SHOW(accept4(listener, NULL, NULL, 77));
+    static const socklen_t lengths[] = {0, 3, 16, 128, (socklen_t)-1};
+    for (int i = 0; i < 7; i++) {
+        int client = socket(AF_INET, SOCK_STREAM, 0);
+        SHOW(connect(client, (void *)&address, sizeof address));
+        SHOW(connect(client, (void *)&address, sizeof address));
+        SHOW(poll(&(struct pollfd){listener, POLLIN, 0}, 1, 1000));
+        memset(&peer, 77, sizeof peer);
+        length = i < 5 ? lengths[i] : 16;
+        void *place = i == 5 ? null : &peer;
+        int server;
+        SHOW(server = accept4(listener, place, i == 6 ? null : &length, i & 1 ? SOCK_CLOEXEC | SOCK_NONBLOCK : 0));
+        SHOW(length);
+        SHOW(peer.bytes[0]);
+        SHOW(peer.bytes[5]);
+        SHOW(fcntl(server, F_GETFD));
+        SHOW(fcntl(server, F_GETFL));
+        SHOW(close(server));
+        SHOW(close(client));
+    }
+    int client = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    SHOW(connect(client, (void *)&address, 3));
+    SHOW(connect(client, null, sizeof address));
+    SHOW(connect(client, (void *)&address, sizeof address));
+    SHOW(poll(&(struct pollfd){client, POLLOUT, 0}, 1, 1000));
+    SHOW(connect(client, (void *)&address, sizeof address));
+    SHOW(connect(client, (void *)&address, sizeof address));
+    SHOW(close(client));
+    SHOW(close(listener));
+    client = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(connect(client, (void *)&address, sizeof address));
+    SHOW(close(client));
+}
+
 static volatile int alarms;
 static void on_alarm(int signal) { alarms += signal == SIGALRM; }
 static void tick(void) {
@@ -519,6 +565,7 @@ int main(void) {
     others();
     stream(AF_INET);
     stream(AF_INET6);
+    accepting();
     waiting();
     signals();
     closefrom(3);
