@@ -63,11 +63,16 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     var peerLength: UInt32 = 128
     let accepted = ss_sys_accept4(fd, peer, &peerLength, flags)
     if accepted < 0 { return accepted }
-    if let address, let length {
+    let new = Int32(accepted)
+    if let address {
+        // The kernel, too, looks at the length only now, and loses the connection over a bad one.
+        guard let length, length.pointee <= UInt32(Int32.max) else {
+            _ = ss_sys_close(new)
+            return -Int(length == nil ? EFAULT : EINVAL)
+        }
         memcpy(address, peer, Int(min(length.pointee, peerLength)))
         length.pointee = peerLength
     }
-    let new = Int32(accepted)
     forgetStale(new)
     let index = track(new, kind: Slot.Kind.accepted, nonBlocking: flags & Int32(O_NONBLOCK) != 0)
     guard index != 0 else { return accepted }

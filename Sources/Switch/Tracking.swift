@@ -175,8 +175,10 @@ func waitForPendingLock() {
 }
 
 package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -> Int {
+    // What the kernel refuses closes nothing. CLOSE_RANGE_UNSHARE is 2, CLOSE_RANGE_CLOEXEC 4.
+    if first > last || flags & ~6 != 0 { return ss_sys_close_range(first, last, flags) }
     let closes = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
-    guard first <= last, closes, privateState.pointee.arena == nil || !isForeignChild() else { return closeRangeAroundOwn(first, last, flags) }
+    guard closes, privateState.pointee.arena == nil || !isForeignChild() else { return closeRangeAroundOwn(first, last, flags) }
     let end = min(UInt64(last) + 1, UInt64(SS_DESCRIPTORS))
     var fd = UInt64(first)
     while fd < end {
