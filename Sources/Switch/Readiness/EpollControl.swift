@@ -10,9 +10,13 @@ import StreamRing
 
 /// epoll_create and epoll_create1: the interposer tells the switch about the new set.
 package func switchEpollCreated(_ set: Int32) {
-    guard set >= 0, set < Int32(SS_DESCRIPTORS), let root = ReadinessRoot.make() else { return }
+    guard set >= 0, set < Int32(SS_DESCRIPTORS) else { return }
+    forgetStale(set)
+    guard let root = ReadinessRoot.make() else { return }
     let index = root.takeSet(set)
-    if index != 0 { setDescriptorEntry(set, kind: DescriptorKind.epollSet, index: UInt32(index)) }
+    if index == 0 { return }
+    noteHighest(set)
+    setDescriptorEntry(set, kind: DescriptorKind.epollSet, index: UInt32(index))
 }
 
 /// epoll_ctl(2).
@@ -38,15 +42,8 @@ package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _
     return result
 }
 
-/// No companion for the socket any more: this process could not watch it.
-func keepOnTCP(_ socket: Int, _ reason: Reason) {
-    let slot = session(socket).slot
-    slot.reason.store(reason.rawValue)
-    slot.flags.setBits(Slot.Flags.tcpOnly)
-}
-
 @inline(__always)
-func connectionRecord(_ socket: Int) -> UnsafeMutablePointer<Connection> { session(socket).connection }
+func connectionRecord(_ socket: Int) -> UnsafeMutablePointer<Connection> { sessionOf(socket).connection }
 
 /// One epoll_ctl call on one socket of ours.
 struct SocketControl {
@@ -154,7 +151,7 @@ struct SocketControl {
         let connection = connectionRecord(socket)
         one.nextInSocket = UInt32(bitPattern: connection.pointee.firstRegistration)
         connection.pointee.firstRegistration = Int32(bitPattern: index)
-        session(socket).slot.epollRegistrations.add(1)
+        sessionOf(socket).slot.epollRegistrations.add(1)
         let container = root.set(record)
         let outcome = container.lock.lock()
         container.link(root, index)

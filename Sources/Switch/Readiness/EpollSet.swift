@@ -37,8 +37,6 @@ struct EpollSet {
         get { Int32(bitPattern: half(16).pointee) }
         nonmutating set { half(16).pointee = UInt32(bitPattern: newValue) }
     }
-    /// Descriptors of this process that refer to the set; 0 = the record is free. Under the sets' lock.
-    @inline(__always) var references: UInt32 { get { half(20).pointee } nonmutating set { half(20).pointee = newValue } }
     @inline(__always) var hotHead: UInt32 { get { half(24).pointee } nonmutating set { half(24).pointee = newValue } }
     @inline(__always) var hotCount: UInt32 { get { half(28).pointee } nonmutating set { half(28).pointee = newValue } }
     @inline(__always) var firstRegistration: UInt32 { get { half(32).pointee } nonmutating set { half(32).pointee = newValue } }

@@ -18,7 +18,7 @@ package func switchEpollWait(
     guard entryKind(entry) == DescriptorKind.epollSet, let root = ReadinessRoot.existing, let events, maximum > 0,
         let deadline = Deadline.after(timeout)
     else { return kernelWait(nil, set, events, maximum, timeout, mask) }
-    switchLookAtMailboxes()
+    lookAtMailboxes()
     let record = root.set(entryIndex(entry))
     var waiter = EpollWaiter(
         root: root, set: record, descriptor: set, events: events, maximum: Int(maximum), deadline: deadline, mask: mask)
@@ -197,7 +197,7 @@ struct EpollWaiter {
                 set.heat(root, index)
             }
         } else {
-            session(one.socket).noteTCPEvent(one.descriptor)
+            sessionOf(one.socket).noteTCPEvent(one.descriptor)
             one.insert(Registration.State.edge)
             set.heat(root, index)
         }
@@ -256,7 +256,7 @@ struct EpollWaiter {
     private func peerIsHere(_ index: UInt32) -> Bool {
         guard set.lock.lock() == .acquired else { return false }
         let one = root.registration(index)
-        let peer = one.has(Registration.State.dual) ? session(one.socket).peerCPU : UInt64.max
+        let peer = one.has(Registration.State.dual) ? sessionOf(one.socket).peerCPU : UInt64.max
         set.lock.unlock()
         return peer == UInt64(UInt32(bitPattern: ss_cpu()))
     }

@@ -25,7 +25,7 @@ extension Registration {
     func evaluate(_ now: UInt64, mayAsk: Bool) -> UInt32 {
         let state = self.state
         if state & State.disabled != 0 { return 0 }
-        let session = session(socket)
+        let session = sessionOf(socket)
         let input = wantsInput
         let output = wantsOutput
         let readable = input && session.looksReadable
@@ -67,7 +67,7 @@ extension Registration {
     /// Whether `evaluate` might report something, without a system call and without taking an edge.
     func mayBeReady() -> Bool {
         if state & State.disabled != 0 { return false }
-        let session = session(socket)
+        let session = sessionOf(socket)
         let output = wantsOutput
         if isEdgeTriggered {
             if has(State.edge) || (wantsInput && session.receiveEdge != receiveEdge) { return true }
@@ -80,14 +80,14 @@ extension Registration {
     /// A sender that waits for room on the companion.
     var waitsForRoom: Bool {
         guard wantsOutput, !has(State.disabled) else { return false }
-        let session = session(socket)
+        let session = sessionOf(socket)
         return session.isUp && !session.sendsOnTCP && !session.looksWritable
     }
 
     /// Asks the peer to ring for what this registration waits for. The caller looks again afterwards.
     func arm() {
         guard !has(State.disabled) else { return }
-        let session = session(socket)
+        let session = sessionOf(socket)
         guard session.isUp else { return }
         if wantsInput { session.armReceive() }
         if waitsForRoom { session.armSend() }
@@ -95,7 +95,7 @@ extension Registration {
 
     /// The provider has writes that only our calls carry on.
     var needsAttention: Bool {
-        guard let writer = session(socket).connection.pointee.writer else { return false }
+        guard let writer = sessionOf(socket).connection.pointee.writer else { return false }
         return writer.pointee.needsAttention
     }
 }
@@ -158,7 +158,7 @@ extension EpollSet {
     /// Has the kernel watch what it must watch now that the sending direction may be on TCP again.
     func watchTCP(_ root: ReadinessRoot, _ index: UInt32) {
         let one = root.registration(index)
-        let needed = one.neededKernelEvents(sendsOnTCP: session(one.socket).sendsOnTCP)
+        let needed = one.neededKernelEvents(sendsOnTCP: sessionOf(one.socket).sendsOnTCP)
         if needed & ~one.kernelEvents == 0 { return }
         one.kernelEvents |= needed
         var event = epoll_event()
@@ -231,7 +231,7 @@ extension EpollSet {
                 var position = 0
                 while position < taken {
                     let one = root.registration(batch[position])
-                    session(one.socket).maintain(one.descriptor)
+                    sessionOf(one.socket).maintain(one.descriptor)
                     one.users.subtract(1)
                     position &+= 1
                 }
@@ -264,7 +264,7 @@ extension EpollSet {
     /// while its direction is carried elsewhere. Otherwise the doorbell does it. Under the lock.
     func kick(_ root: ReadinessRoot, _ index: UInt32) {
         let one = root.registration(index)
-        let session = session(one.socket)
+        let session = sessionOf(one.socket)
         one.kernelEvents |= Interest.output
         var event = epoll_event()
         ss_event_set(&event, 0, one.kernelEvents, Tag.make(root, index, one.generation, doorbell: false))

@@ -17,7 +17,7 @@ struct PlainReaders {
 
     /// Counts this thread in. False: the socket has become dual, and it is not counted.
     mutating func enter(_ socket: Int) -> Bool {
-        let slot = session(socket).slot
+        let slot = sessionOf(socket).slot
         slot.plainReaders.add(1)
         // pairs with invite, which looks at plainReaders after `mode` was set
         if slot.mode.loadSequential() == Slot.Mode.dual {
@@ -34,7 +34,7 @@ struct PlainReaders {
     mutating func leave() {
         while count > 0 {
             count &-= 1
-            let slot = session(Int(memory.load(fromByteOffset: count * 16, as: UInt64.self))).slot
+            let slot = sessionOf(Int(memory.load(fromByteOffset: count * 16, as: UInt64.self))).slot
             if slot.generation.loadRelaxed() == memory.load(fromByteOffset: count * 16 + 8, as: UInt64.self) {
                 slot.plainReaders.subtract(1)
             }

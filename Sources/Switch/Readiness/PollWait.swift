@@ -14,7 +14,7 @@ package func switchPoll(
     }
     let kinds = PollKinds(list, count)
     if kinds.dual == 0, kinds.plain == 0 { return ss_sys_ppoll(list, count, timeout, mask) }
-    switchLookAtMailboxes()
+    lookAtMailboxes()
     if deadline == Deadline.now, kinds.dual == 0 { return ss_sys_ppoll(list, count, timeout, mask) }
     return withScratch(PollWaiter.bytes(count, ours: kinds.dual + kinds.plain)) { memory in
         guard let memory else { return -Int(ENOMEM) }
@@ -37,7 +37,7 @@ private struct PollKinds {
             if entry != 0 {
                 switch entryKind(entry) {
                 case DescriptorKind.socket:
-                    if session(entryIndex(entry)).isDual { dual &+= 1 } else { plain &+= 1 }
+                    if sessionOf(entryIndex(entry)).isDual { dual &+= 1 } else { plain &+= 1 }
                 case DescriptorKind.epollSet:
                     if let root = ReadinessRoot.existing { markNested(root, entryIndex(entry)) }
                 default: break
@@ -54,7 +54,7 @@ private func dualSocket(_ fd: Int32) -> Int {
     guard fd >= 0 else { return 0 }
     let entry = descriptorEntry(fd)
     guard entryKind(entry) == DescriptorKind.socket else { return 0 }
-    return session(entryIndex(entry)).isDual ? entryIndex(entry) : 0
+    return sessionOf(entryIndex(entry)).isDual ? entryIndex(entry) : 0
 }
 
 /// One poll call with sockets of ours in its list.
@@ -140,7 +140,7 @@ struct PollWaiter {
             let socket = dualSocket(list[index].fd)
             if socket != 0 {
                 let wanted = UInt32(UInt16(bitPattern: list[index].events))
-                events = session(socket).readiness(list[index].fd, wanted)
+                events = sessionOf(socket).readiness(list[index].fd, wanted)
                 if events != 0 { ready &+= 1 }
             }
             list[index].revents = Int16(truncatingIfNeeded: events)
@@ -156,7 +156,7 @@ struct PollWaiter {
             let socket = dualSocket(list[index].fd)
             if socket != 0 {
                 let wanted = UInt32(UInt16(bitPattern: list[index].events))
-                let session = session(socket)
+                let session = sessionOf(socket)
                 guard session.enterWatch() else { return true }
                 let found = (wanted & Interest.reading != 0 && session.looksReadable)
                     || (wanted & Interest.writing != 0 && session.looksWritable)
@@ -200,7 +200,7 @@ struct PollWaiter {
         while index < count {
             let fd = list[index].fd
             let socket = dualSocket(fd)
-            if socket != 0 { session(socket).maintain(fd) }
+            if socket != 0 { sessionOf(socket).maintain(fd) }
             index &+= 1
         }
     }
@@ -216,7 +216,7 @@ struct PollWaiter {
             index &+= 1
         }
         if first == 0 { return 0 }
-        let session = session(first)
+        let session = sessionOf(first)
         var peer = UInt64.max
         if session.enterWatch() {
             peer = session.peerCPU
@@ -323,9 +323,9 @@ struct PollWaiter {
             }
             if socket != 0 {
                 guard doorbells < ours else { return false }
-                entry.events = watch(session(socket), wanted, input: input, &longest)
+                entry.events = watch(sessionOf(socket), wanted, input: input, &longest)
                 sockets[doorbells] = UInt32(socket)
-                let doorbell = leavesDoorbellsOut ? -1 : session(socket).connection.pointee.notification
+                let doorbell = leavesDoorbellsOut ? -1 : sessionOf(socket).connection.pointee.notification
                 extended[count + doorbells] = pollfd(fd: doorbell, events: Int16(POLLIN), revents: 0)
                 doorbells &+= 1
             }
@@ -369,7 +369,7 @@ struct PollWaiter {
         readers.leave()
         while doorbells > 0 {
             doorbells &-= 1
-            session(Int(sockets[doorbells])).stopSleepingOnDoorbell()
+            sessionOf(Int(sockets[doorbells])).stopSleepingOnDoorbell()
         }
     }
 
@@ -379,7 +379,7 @@ struct PollWaiter {
         while index < count {
             if extended[index].revents != 0 {
                 let socket = dualSocket(list[index].fd)
-                if socket != 0 { session(socket).noteTCPEvent(list[index].fd) }
+                if socket != 0 { sessionOf(socket).noteTCPEvent(list[index].fd) }
             }
             index &+= 1
         }

@@ -11,7 +11,7 @@ import StreamRing
 /// The session of socket `socket` is up and becomes dual: from now on its registrations in this process's epoll sets wait
 /// for both carriers. False: one of them cannot; nothing has changed and the socket must stay on TCP.
 ///
-/// Call it before `Slot.mode` becomes dual, and `readinessKick` after.
+/// Call it when the session is up and before `Slot.mode` becomes dual; then `readinessKick`.
 @discardableResult
 package func readinessWillUpgrade(_ socket: Int) -> Bool {
     guard let root = ReadinessRoot.existing else {
@@ -71,7 +71,7 @@ package func readinessForget(_ fd: Int32, _ socket: Int) {
     }
     defer { lock.unlock() }
     // Another process of the family that holds the socket may share the kernel's set: leave its registration alone.
-    let alone = session(socket).slot.holders.load() <= 1
+    let alone = sessionOf(socket).slot.holders.load() <= 1
     let another = connectionRecord(socket).pointee.descriptorCount > 1
     var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
     while index != 0 {
@@ -134,31 +134,13 @@ package func readinessKick(_ socket: Int) {
     if outcome == .acquired { lock.unlock() }
 }
 
-/// The epoll descriptor `set` has got a duplicate, `copy`, which the descriptor table does not know yet.
-package func readinessSetDuplicated(_ set: Int32, _ copy: Int32) {
-    let entry = descriptorEntry(set)
-    guard entryKind(entry) == DescriptorKind.epollSet, let root = ReadinessRoot.existing, copy < Int32(SS_DESCRIPTORS) else { return }
-    _ = root.changeReferences(entryIndex(entry), by: 1)
-    setDescriptorEntry(copy, kind: DescriptorKind.epollSet, index: UInt32(entryIndex(entry)))
-}
+/// One descriptor of epoll set record `set` is about to be closed or replaced, and `other` still refers to it.
+package func readinessSetKept(_ set: Int, _ other: Int32) { ReadinessRoot.existing?.set(set).descriptor = other }
 
-/// The epoll descriptor `set` is about to be closed or replaced. Call it before close; it clears the table's entry.
-package func readinessSetClosed(_ set: Int32) {
-    let entry = descriptorEntry(set)
-    guard entryKind(entry) == DescriptorKind.epollSet, let root = ReadinessRoot.existing else { return }
-    let record = entryIndex(entry)
-    clearDescriptorEntry(set)
-    let container = root.set(record)
-    let left = root.changeReferences(record, by: -1)
-    if left < 0 { return }
-    if left > 0 {
-        if container.descriptor == set {
-            var fd: Int32 = 0
-            while fd < Int32(SS_DESCRIPTORS), descriptorEntry(fd) != entry { fd &+= 1 }
-            if fd < Int32(SS_DESCRIPTORS) { container.descriptor = fd }
-        }
-        return
-    }
+/// The last descriptor of epoll set record `set` in this process is about to be closed or replaced.
+package func readinessSetClosed(_ set: Int) {
+    guard let root = ReadinessRoot.existing else { return }
+    let container = root.set(set)
     // Records go one by one, since each needs its socket's lock first.
     while true {
         guard container.lock.lock() == .acquired else { return }
@@ -174,7 +156,7 @@ package func readinessSetClosed(_ set: Int32) {
         }
         lock.unlock()
     }
-    root.giveBack(set: record)
+    root.giveBack(set: set)
 }
 
 /// The kernel drops the set with its last descriptor; only an heir in our own records must learn of the doorbell.

@@ -130,21 +130,10 @@ struct ReadinessRoot {
             // The lock's 16 bytes stay: a late waiter of the set's former life may still hold it for a moment.
             memset(one.base + 16, 0, EpollSet.bytes - 16)
             one.descriptor = descriptor
-            one.references = 1
             one.spinNanoseconds.storeRelaxed(EpollSet.firstSpinNanoseconds)
         }
         setsLock.unlock()
         return Int(index)
-    }
-
-    /// One more descriptor, or one less. Returns how many there are then; -1: unknown (the lock was ours already).
-    func changeReferences(_ index: Int, by delta: Int) -> Int {
-        guard setsLock.lock() == .acquired else { return -1 }
-        let one = set(index)
-        let count = max(0, Int(one.references) + delta)
-        one.references = UInt32(count)
-        setsLock.unlock()
-        return count
     }
 
     func giveBack(set index: Int) {

@@ -27,7 +27,7 @@ extension ReadinessRoot {
     func makeDual(_ index: UInt32, operation: Int32, through set: Int32, failure: inout Int) -> Bool {
         let one = registration(index)
         let container = self.set(Int(one.set))
-        let session = session(one.socket)
+        let session = sessionOf(one.socket)
         let absent = one.has(Registration.State.absent)
         let outcome = container.lock.lock()
         defer { if outcome == .acquired { container.lock.unlock() } }
@@ -170,7 +170,7 @@ extension ReadinessRoot {
         if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) {
             // A sleeper armed what was hot when it went to sleep; this one was not.
             one.arm()
-            if session(one.socket).readiness(one.descriptor, one.events & Interest.events) != 0 { container.kick(self, index) }
+            if sessionOf(one.socket).readiness(one.descriptor, one.events & Interest.events) != 0 { container.kick(self, index) }
         }
         container.lock.unlock()
     }
@@ -192,7 +192,7 @@ extension ReadinessRoot {
             _ = ss_sys_sched_yield()
             patience &+= 1
         }
-        let registrations = session(one.socket).slot.epollRegistrations
+        let registrations = sessionOf(one.socket).slot.epollRegistrations
         let count = registrations.load()
         if count != 0 { _ = registrations.compareExchange(count, count &- 1) }
         giveBack(registration: index)

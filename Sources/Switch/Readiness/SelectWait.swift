@@ -1,6 +1,7 @@
 import CSocketSwitch
 #if !hasFeature(Embedded)
 import Session
+import SocketTable
 #endif
 
 /// select and pselect. `timeout` nil: for ever; it is updated with what is left, as the kernel does.

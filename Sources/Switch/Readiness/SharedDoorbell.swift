@@ -11,7 +11,7 @@ import StreamRing
 /// Silences the doorbell of socket `socket` for a thread that is counted among its sleepers and found nothing. False: others
 /// may rely on it, and it was left ringing. The caller arms and looks again.
 func silenceDoorbell(_ socket: Int) -> Bool {
-    let session = session(socket)
+    let session = sessionOf(socket)
     guard session.doorbellSleepers.loadSequential() <= 1, session.slot.holders.load() <= 1, heatRegistrations(socket)
     else { return false }
     guard session.enterWatch() else { return true }
