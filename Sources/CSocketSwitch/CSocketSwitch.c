@@ -13,4 +13,8 @@ int32_t ss_thread_id(void) {
     return thread_id;
 }
 
+static __thread struct ss_poll_stamp poll_stamp __attribute__((tls_model("initial-exec")));
+
+struct ss_poll_stamp *ss_thread_poll_stamp(void) { return &poll_stamp; }
+
 void ss_thread_id_reset(void) { thread_id = 0; }

@@ -39,6 +39,10 @@ package struct Connection {
 
     /// First registration in this process's epoll sets, 0 = none: see Switch/Readiness.
     package var firstRegistration: Int32 = 0
+    /// Readiness of this process waits for both carriers: set and cleared under Readiness' lock of the socket.
+    package var watchedAsDual: Bool = false
+    /// Threads of this process that sleep in poll or select on the doorbell. Atomic, reached by address.
+    package var doorbellSleepers: UInt64 = 0
     /// Adaptive waiting: what spinning may cost now, nanoseconds.
     package var receiveSpinNanoseconds: UInt32 = 0
     package var sendSpinNanoseconds: UInt32 = 0

@@ -53,13 +53,31 @@ extension Session {
     /// Silences our own doorbell, so that the next sleep is one. Whoever calls it looks at the rings again afterwards; if
     /// there is something now, other waiters on the same doorbell must hear of it.
     package func drainDoorbell() {
+        silenceDoorbell()
+        if looksReadable { ringOurselves() }
+    }
+
+    /// Silences our own doorbell for a caller who knows that nobody else in this process or family sleeps on it.
+    package func silenceDoorbell() {
         guard let provider = connection.pointee.provider, let receive = provider.pointee.calls.lpWSPRecv else { return }
         var received = 0
         var flags: UInt32 = 0
         var error: Int32 = 0
         _ = receive(connection.pointee.companion, nil, 0, &received, &flags, nil, &error)
         fullFence()
-        if looksReadable { ringOurselves() }
+    }
+
+    /// Threads of this process that sleep on the doorbell level-triggered (receive, send, poll).
+    package var doorbellSleepers: Word {
+        Word(UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &connection.pointee.doorbellSleepers) { $0 }), 0)
+    }
+
+    /// Takes back one count. The record may have been made anew meanwhile: never below 0.
+    package func stopSleepingOnDoorbell() {
+        while true {
+            let count = doorbellSleepers.load()
+            if count == 0 || doorbellSleepers.compareExchange(count, count &- 1) { return }
+        }
     }
 
     /// Wakes whoever sleeps on our own doorbell.

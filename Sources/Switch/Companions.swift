@@ -344,17 +344,16 @@ private func putIntoService(_ index: Int) {
     let session = sessionOf(index)
     session.connection.pointee.companionPhase = CompanionPhase.up
     removePending(index)
-    guard isAlone(session.slot), !readinessIsNested(index) else {
+    // The epoll sets of this process must know the doorbell before anybody can invite.
+    guard isAlone(session.slot), readinessWillUpgrade(index) else {
+        let reason: Reason = !isAlone(session.slot) ? .sharedBeforeUpgrade : readinessIsNested(index) ? .nestedEpoll : .descriptorLimit
         _ = session.end(last: true)
-        companionFailed(index, readinessIsNested(index) ? .nestedEpoll : .sharedBeforeUpgrade)
+        companionFailed(index, reason)
         return
     }
     session.slot.reason.store(Reason.notInvited.rawValue)
-    // No invitation before the epoll sets of this process know the doorbell: invitations need the receive lock.
-    let outcome = session.slot.receiveLock.lock()
     session.slot.mode.storeSequential(Slot.Mode.dual)
-    readinessWillUpgrade(index)
-    if outcome == .acquired { session.slot.receiveLock.unlock() }
+    readinessKick(index)
 }
 
 // MARK: Accepting (WSD-L2, L4)

@@ -15,6 +15,7 @@ package func switchBeforeFork() {
     let state = privateState
     guard let memory = state.pointee.arena else { return }
     waitForPendingLock()
+    readinessBeforeFork()
     state.pointee.forkMask = sharedMemoryProviderBeforeFork()
     state.pointee.reservedChild = Int32(FamilyArena(memory).reserveChild(of: Int(state.pointee.process)))
 }
@@ -22,6 +23,7 @@ package func switchBeforeFork() {
 package func switchAfterForkInParent() {
     guard privateState.pointee.arena != nil else { return }
     sharedMemoryProviderAfterForkInParent(privateState.pointee.forkMask)
+    readinessAfterForkInParent()
     unlockPending()
 }
 

@@ -53,6 +53,8 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.writer = nil
     record.pointee.ownsLocal = false
     record.pointee.firstRegistration = 0
+    record.pointee.watchedAsDual = false
+    record.pointee.doorbellSleepers = 0
     record.pointee.receiveSpinNanoseconds = 0
     record.pointee.sendSpinNanoseconds = 0
     record.pointee.lastPeerCheck = 0
@@ -64,7 +66,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.options.clear()
 }
 
-private func noteHighest(_ fd: Int32) {
+func noteHighest(_ fd: Int32) {
     if fd >= privateState.pointee.highestDescriptor { privateState.pointee.highestDescriptor = fd &+ 1 }
 }
 
@@ -119,7 +121,8 @@ private func dropEntry(_ fd: Int32) {
         }
     case DescriptorKind.epollSet:
         clearDescriptorEntry(fd)
-        if otherDescriptor(entry) < 0 { readinessSetClosed(Int32(entryIndex(entry))) }
+        let other = otherDescriptor(entry)
+        if other < 0 { readinessSetClosed(entryIndex(entry)) } else { readinessSetKept(entryIndex(entry), other) }
     default:
         clearDescriptorEntry(fd)
     }

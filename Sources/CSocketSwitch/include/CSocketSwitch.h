@@ -96,6 +96,12 @@ static inline long ss_sys_ppoll(struct pollfd *p, size_t n, const struct timespe
 static inline long ss_sys_epoll_ctl(int ep, int op, int fd, struct epoll_event *e) { return ss_syscall6(SYS_epoll_ctl, ep, op, fd, (long)e, 0, 0); }
 static inline long ss_sys_epoll_pwait(int ep, struct epoll_event *e, int n, int timeout, const void *mask) { return ss_syscall6(SYS_epoll_pwait, ep, (long)e, n, timeout, (long)mask, mask ? 8 : 0); }
 static inline long ss_sys_epoll_pwait2(int ep, struct epoll_event *e, int n, const struct timespec *t, const void *mask) { return ss_syscall6(SYS_epoll_pwait2, ep, (long)e, n, (long)t, (long)mask, mask ? 8 : 0); }
+/// `left` (may be NULL) is read and, as the kernel does, updated with what is left.
+static inline long ss_sys_pselect6(int n, void *r, void *w, void *e, struct timespec *left, const void *mask) {
+    struct { const void *mask; size_t bytes; } signals = {mask, 8};
+    return ss_syscall6(SYS_pselect6, n, (long)r, (long)w, (long)e, (long)left, (long)(mask ? &signals : NULL));
+}
+static inline long ss_sys_getrandom(void *p, size_t n) { return ss_syscall6(SYS_getrandom, (long)p, (long)n, 1, 0, 0, 0); }
 static inline long ss_sys_eventfd(unsigned v, int flags) { return ss_syscall6(SYS_eventfd2, v, flags, 0, 0, 0, 0); }
 static inline long ss_sys_memfd_create(const char *name, unsigned flags) { return ss_syscall6(SYS_memfd_create, (long)name, flags, 0, 0, 0, 0); }
 static inline long ss_sys_ftruncate(int fd, int64_t n) { return ss_syscall6(SYS_ftruncate, fd, (long)n, 0, 0, 0, 0); }
@@ -133,6 +139,16 @@ static inline __attribute__((always_inline)) void *ss_frame_address(void) { retu
 
 static inline int ss_errno(void) { return errno; }
 static inline void ss_set_errno(int e) { errno = e; }
+
+// MARK: Lists of epoll events (packed on x86-64: the compiler knows the layout)
+
+static inline uint32_t ss_event_bits(const struct epoll_event *list, long i) { return list[i].events; }
+static inline uint64_t ss_event_data(const struct epoll_event *list, long i) { return list[i].data.u64; }
+static inline void ss_event_set(struct epoll_event *list, long i, uint32_t bits, uint64_t data) {
+    list[i].events = bits;
+    list[i].data.u64 = data;
+}
+static inline struct epoll_event *ss_event_at(struct epoll_event *list, long i) { return list + i; }
 
 // MARK: Constants that Swift does not import (casts, macros with types)
 
@@ -234,6 +250,13 @@ static inline void *ss_provider_state_address(void) { return ss_provider_state; 
 static inline void *ss_private_state_address(void) { return ss_private_state; }
 static inline uint32_t ss_descriptor_load(uint32_t fd) { return __atomic_load_n(&ss_descriptor_table[fd], __ATOMIC_ACQUIRE); }
 static inline void ss_descriptor_store(uint32_t fd, uint32_t v) { __atomic_store_n(&ss_descriptor_table[fd], v, __ATOMIC_RELEASE); }
+
+/// Where this thread remembers when, and for which list, its poll calls last asked the kernel.
+struct ss_poll_stamp {
+    uint64_t nanoseconds;
+    const void *list;
+};
+struct ss_poll_stamp *ss_thread_poll_stamp(void);
 
 /// This thread's kernel id, cached (0 until asked; reset in a forked child).
 int32_t ss_thread_id(void);

@@ -1,0 +1,121 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+/// What this process remembers of one epoll set: 128 bytes of private memory.
+///
+/// The hot list holds the registrations that were active lately: the wait call looks at them without a system call. All
+/// others are armed, and the kernel's own set finds them by their doorbell.
+struct EpollSet {
+    let base: UnsafeMutableRawPointer
+    @inline(__always) init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+    static var bytes: Int { 128 }
+
+    enum Flags {
+        /// Another set, poll or select watches this set: it must become ready in the kernel's eyes, too.
+        static var nested: UInt64 { 1 }
+        /// The program's own data looks like our tags: no socket in it may become dual.
+        static var unswitchable: UInt64 { 2 }
+        /// The kernel may hold tags of ours: look through what it reports. Never taken back.
+        static var tags: UInt64 { 4 }
+        /// A signal handler could not take the lock: look at all registrations.
+        static var attention: UInt64 { 8 }
+    }
+
+    @inline(__always) private func half(_ offset: Int) -> UnsafeMutablePointer<UInt32> {
+        (base + offset).assumingMemoryBound(to: UInt32.self)
+    }
+
+    /// Guards the lists, the registrations in them and the fields without an atomic type. Never held in a system call that
+    /// can sleep, nor while calling what takes a session's lock and waits for it.
+    @inline(__always) var lock: FamilyLock { FamilyLock(base, 0) }
+    /// One of the descriptors.
+    @inline(__always) var descriptor: Int32 {
+        get { Int32(bitPattern: half(16).pointee) }
+        nonmutating set { half(16).pointee = UInt32(bitPattern: newValue) }
+    }
+    @inline(__always) var hotHead: UInt32 { get { half(24).pointee } nonmutating set { half(24).pointee = newValue } }
+    @inline(__always) var hotCount: UInt32 { get { half(28).pointee } nonmutating set { half(28).pointee = newValue } }
+    @inline(__always) var firstRegistration: UInt32 { get { half(32).pointee } nonmutating set { half(32).pointee = newValue } }
+    /// The registration that was last reported, for its peer's CPU.
+    @inline(__always) var hottest: UInt32 { get { half(36).pointee } nonmutating set { half(36).pointee = newValue } }
+    /// Dual registrations.
+    @inline(__always) var dualCount: Word { Word(base, 40) }
+    /// Threads that sleep in the kernel's wait.
+    @inline(__always) var sleepers: Word { Word(base, 48) }
+    /// When the kernel was last asked, monotonic nanoseconds.
+    @inline(__always) var lastKernelPoll: Word { Word(base, 56) }
+    @inline(__always) var flags: Word { Word(base, 64) }
+    /// What looking may cost before sleeping, nanoseconds. Races are harmless.
+    @inline(__always) var spinNanoseconds: Word { Word(base, 72) }
+    /// With room for one event only, kernel and rings take turns.
+    @inline(__always) var kernelsTurn: Word { Word(base, 80) }
+    @inline(__always) var next: UInt32 { get { half(88).pointee } nonmutating set { half(88).pointee = newValue } }
+
+    @inline(__always) func has(_ flag: UInt64) -> Bool { flags.load() & flag != 0 }
+
+    static var firstSpinNanoseconds: UInt64 { 50_000 }
+    static var maximumSpinNanoseconds: UInt64 { 100_000 }
+    static var minimumSpinNanoseconds: UInt64 { 2_000 }
+
+    // MARK: Lists. Under the lock.
+
+    /// Puts a registration at the end of the hot list.
+    func makeHot(_ root: ReadinessRoot, _ index: UInt32) {
+        let one = root.registration(index)
+        guard !one.has(Registration.State.hot) else { return }
+        one.insert(Registration.State.hot)
+        let head = hotHead
+        if head == 0 {
+            one.hotNext = index
+            one.hotPrevious = index
+            hotHead = index
+        } else {
+            let first = root.registration(head)
+            let last = first.hotPrevious
+            one.hotNext = head
+            one.hotPrevious = last
+            root.registration(last).hotNext = index
+            first.hotPrevious = index
+        }
+        hotCount &+= 1
+    }
+
+    func makeCold(_ root: ReadinessRoot, _ index: UInt32) {
+        let one = root.registration(index)
+        guard one.has(Registration.State.hot) else { return }
+        one.remove(Registration.State.hot)
+        let next = one.hotNext
+        let previous = one.hotPrevious
+        if next == index {
+            hotHead = 0
+        } else {
+            root.registration(next).hotPrevious = previous
+            root.registration(previous).hotNext = next
+            if hotHead == index { hotHead = next }
+        }
+        hotCount &-= 1
+    }
+
+    func link(_ root: ReadinessRoot, _ index: UInt32) {
+        let one = root.registration(index)
+        let first = firstRegistration
+        one.nextInSet = first
+        one.previousInSet = 0
+        if first != 0 { root.registration(first).previousInSet = index }
+        firstRegistration = index
+    }
+
+    func unlink(_ root: ReadinessRoot, _ index: UInt32) {
+        makeCold(root, index)
+        let one = root.registration(index)
+        let next = one.nextInSet
+        let previous = one.previousInSet
+        if next != 0 { root.registration(next).previousInSet = previous }
+        if previous != 0 { root.registration(previous).nextInSet = next } else { firstRegistration = next }
+        if hottest == index { hottest = 0 }
+    }
+}

@@ -1,0 +1,308 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+/// epoll_wait, epoll_pwait, epoll_pwait2. `timeout` nil: for ever.
+///
+/// Sets without a dual socket wait in the kernel. Others look at their hot sockets first, at the kernel at least every
+/// 20 µs, and sleep in the kernel when everything is armed (WSD-S1).
+package func switchEpollWait(
+    _ set: Int32, _ events: UnsafeMutablePointer<epoll_event>?, _ maximum: Int32, _ timeout: UnsafePointer<timespec>?,
+    _ mask: UnsafeRawPointer?
+) -> Int {
+    let entry = descriptorEntry(set)
+    if entryKind(entry) == DescriptorKind.own { return -Int(EBADF) }
+    guard entryKind(entry) == DescriptorKind.epollSet, let root = ReadinessRoot.existing, let events, maximum > 0,
+        let deadline = Deadline.after(timeout)
+    else { return kernelWait(nil, set, events, maximum, timeout, mask) }
+    lookAtMailboxes()
+    let record = root.set(entryIndex(entry))
+    var waiter = EpollWaiter(
+        root: root, set: record, descriptor: set, events: events, maximum: Int(maximum), deadline: deadline, mask: mask)
+    if record.dualCount.load() == 0 {
+        let result = waiter.waitPlainly(timeout)
+        if result != EpollWaiter.goOn { return result }
+    }
+    return waiter.wait()
+}
+
+/// The kernel's wait with what it has to say it with.
+private func kernelWait(
+    _ root: ReadinessRoot?, _ set: Int32, _ events: UnsafeMutablePointer<epoll_event>?, _ maximum: Int32,
+    _ timeout: UnsafePointer<timespec>?, _ mask: UnsafeRawPointer?
+) -> Int {
+    if timeout == nil { return ss_sys_epoll_pwait(set, events, maximum, -1, mask) }
+    if root?.noPreciseWait.loadRelaxed() ?? 0 == 0 {
+        let result = ss_sys_epoll_pwait2(set, events, maximum, timeout, mask)
+        if result != -Int(ENOSYS), result != -Int(EPERM) { return result }
+        root?.noPreciseWait.store(1)
+    }
+    guard let timeout else { return -Int(EINVAL) }
+    if timeout.pointee.tv_sec < 0 || timeout.pointee.tv_nsec < 0 || timeout.pointee.tv_nsec > 999_999_999 { return -Int(EINVAL) }
+    let seconds = min(timeout.pointee.tv_sec, Int(Int32.max) / 1000 - 1)
+    return ss_sys_epoll_pwait(set, events, maximum, Int32(seconds * 1000 + (timeout.pointee.tv_nsec + 999_999) / 1_000_000), mask)
+}
+
+/// One epoll_wait call.
+struct EpollWaiter {
+    let root: ReadinessRoot
+    let set: EpollSet
+    let descriptor: Int32
+    let events: UnsafeMutablePointer<epoll_event>
+    let maximum: Int
+    let deadline: UInt64
+    let mask: UnsafeRawPointer?
+    var gate = SignalGate()
+
+    init(
+        root: ReadinessRoot, set: EpollSet, descriptor: Int32, events: UnsafeMutablePointer<epoll_event>, maximum: Int,
+        deadline: UInt64, mask: UnsafeRawPointer?
+    ) {
+        self.root = root
+        self.set = set
+        self.descriptor = descriptor
+        self.events = events
+        self.maximum = maximum
+        self.deadline = deadline
+        self.mask = mask
+    }
+
+    static var goOn: Int { Int.min }
+
+    /// Without a dual socket in the set. `goOn`: one appeared.
+    func waitPlainly(_ timeout: UnsafePointer<timespec>?) -> Int {
+        set.sleepers.add(1)
+        let result = kernelWait(root, descriptor, events, Int32(truncatingIfNeeded: maximum), timeout, mask)
+        set.sleepers.subtract(1)
+        if result <= 0 || !set.has(EpollSet.Flags.tags) { return result }
+        let kept = sift(0, result)
+        if kept > 0 { return kept }
+        return deadline == Deadline.now && set.dualCount.load() == 0 ? 0 : EpollWaiter.goOn
+    }
+
+    mutating func wait() -> Int {
+        var now = ss_monotonic_ns()
+        var hasSpun = false
+        while true {
+            // The kernel first when its turn has come, with at most half of the room, so that neither side starves.
+            var count = 0
+            var kernelLooked = false
+            if now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
+                let share = kernelShare()
+                if share > 0 {
+                    count = askKernel(0, share, nil)
+                    if count < 0 { return leave(count) }
+                    set.lastKernelPoll.storeRelaxed(now)
+                    kernelLooked = share == maximum && mask == nil
+                }
+            }
+            count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now)
+            if count > 0 { return leave(count) }
+            if !kernelLooked {
+                count = askKernel(0, maximum, deadline == Deadline.now ? mask : nil)
+                if count < 0 { return leave(count) }
+                set.lastKernelPoll.storeRelaxed(now)
+                count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now)
+                if count > 0 { return leave(count) }
+            }
+            if deadline == Deadline.now {
+                // A program that never waits has no other moment for this.
+                if set.hotCount != 0 { set.maintainAll(root) }
+                return leave(0)
+            }
+            if !hasSpun {
+                hasSpun = true
+                count = spin(now)
+                if count != 0 { return leave(count) }
+            }
+            count = sleep(&now)
+            if count != EpollWaiter.goOn { return leave(count) }
+        }
+    }
+
+    /// How many events the kernel may report before the hot sockets are looked at.
+    private func kernelShare() -> Int {
+        if set.hotCount == 0 { return maximum }
+        if maximum > 1 { return maximum / 2 }
+        let turn = set.kernelsTurn.loadRelaxed()
+        set.kernelsTurn.storeRelaxed(turn ^ 1)
+        return turn == 0 ? 1 : 0
+    }
+
+    /// Events that the kernel has now, without ours, appended at `count`.
+    private func askKernel(_ count: Int, _ room: Int, _ mask: UnsafeRawPointer?) -> Int {
+        var rounds = 0
+        while true {
+            let found = ss_sys_epoll_pwait(descriptor, ss_event_at(events, count), Int32(truncatingIfNeeded: room), 0, mask)
+            if found < 0 { return found }
+            let kept = sift(count, found)
+            rounds &+= 1
+            // Nothing but our own, and there may be more behind them.
+            if kept > count || found < room || rounds == 4 { return kept }
+        }
+    }
+
+    /// Takes our own events out of `events[from ..< from + count]`: what they mean goes to the hot list. Returns where the
+    /// program's events end.
+    private func sift(_ from: Int, _ count: Int) -> Int {
+        if count == 0 { return from }
+        if !set.has(EpollSet.Flags.tags) { return from + count }
+        let outcome = set.lock.lock()
+        defer { if outcome == .acquired { set.lock.unlock() } }
+        var kept = from
+        var position = from
+        while position < from + count {
+            let bits = ss_event_bits(events, position)
+            var data = ss_event_data(events, position)
+            position &+= 1
+            if data & Tag.prefixMask == root.tagPrefix {
+                guard let own = take(data, bits, acquired: outcome == .acquired) else { continue }
+                data = own
+            }
+            ss_event_set(events, kept, bits, data)
+            kept &+= 1
+        }
+        return kept
+    }
+
+    /// One event of ours. Not nil: it is the program's after all, with this data.
+    private func take(_ tag: UInt64, _ bits: UInt32, acquired: Bool) -> UInt64? {
+        let index = Tag.index(tag)
+        let one = root.registration(index)
+        guard one.has(Registration.State.live), set.base == root.set(Int(one.set)).base else { return nil }
+        let current = one.generation & 0x7F == Tag.generation(tag)
+        if !one.has(Registration.State.dual) {
+            // Plain and one-shot: it has fired.
+            guard one.has(Registration.State.tagged), !Tag.isDoorbell(tag) else { return nil }
+            if current { one.insert(Registration.State.disabled) }
+            return one.data
+        }
+        guard current else { return nil }
+        guard acquired else {
+            set.flags.setBits(EpollSet.Flags.attention)
+            return nil
+        }
+        if Tag.isDoorbell(tag) {
+            if one.has(Registration.State.sharedDoorbell) {
+                var other = set.firstRegistration
+                while other != 0 {
+                    let candidate = root.registration(other)
+                    if candidate.socket == one.socket, candidate.has(Registration.State.dual) { set.heat(root, other) }
+                    other = candidate.nextInSet
+                }
+            } else {
+                set.heat(root, index)
+            }
+        } else {
+            sessionOf(one.socket).noteTCPEvent(one.descriptor)
+            one.insert(Registration.State.edge)
+            set.heat(root, index)
+        }
+        return nil
+    }
+
+    // MARK: Looking for a while
+
+    /// Looks at the hot sockets until the budget is spent. Events found, or 0; or -errno.
+    private mutating func spin(_ start: UInt64) -> Int {
+        if ss_session_state.never_spin != 0 || set.hotCount == 0 { return 0 }
+        let budget = min(set.spinNanoseconds.loadRelaxed(), Deadline.left(deadline, start))
+        let hottest = set.hottest
+        if hottest != 0, peerIsHere(hottest) {
+            var yields = 0
+            while yields < 20 {
+                _ = ss_sys_sched_yield()
+                let count = set.scan(root, events, 0, maximum, start, mayAsk: false)
+                if count > 0 { return count }
+                yields &+= 1
+            }
+            return 0
+        }
+        if budget < EpollSet.minimumSpinNanoseconds { return 0 }
+        var now = start
+        while now &- start < budget {
+            let elapsed = now &- start
+            if elapsed > 3_000, mask == nil { gate.close() }
+            if elapsed < 8_000 {
+                ss_pause()
+                ss_pause()
+                ss_pause()
+                ss_pause()
+            } else {
+                _ = ss_sys_sched_yield()
+            }
+            now = ss_monotonic_ns()
+            var count = 0
+            if now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
+                set.lastKernelPoll.storeRelaxed(now)
+                count = askKernel(0, maximum, nil)
+                if count < 0 { return count }
+            }
+            count = set.scan(root, events, count, maximum, now, mayAsk: false)
+            if count > 0 {
+                set.spinNanoseconds.storeRelaxed(min(budget &+ budget / 4, EpollSet.maximumSpinNanoseconds))
+                return count
+            }
+        }
+        if deadline == Deadline.never || now < deadline {
+            set.spinNanoseconds.storeRelaxed(max(budget / 2, EpollSet.minimumSpinNanoseconds / 2))
+        }
+        return 0
+    }
+
+    private func peerIsHere(_ index: UInt32) -> Bool {
+        guard set.lock.lock() == .acquired else { return false }
+        let one = root.registration(index)
+        let peer = one.has(Registration.State.dual) ? sessionOf(one.socket).peerCPU : UInt64.max
+        set.lock.unlock()
+        return peer == UInt64(UInt32(bitPattern: ss_cpu()))
+    }
+
+    // MARK: Sleeping
+
+    /// Arms, looks again, sleeps. `goOn`: look again.
+    private mutating func sleep(_ now: inout UInt64) -> Int {
+        if set.hotCount != 0 { set.maintainAll(root) }
+        set.sleepers.add(1)  // before arming: who leaves later sees that somebody relies on it
+        let longest = set.armAll(root)
+        now = ss_monotonic_ns()
+        var count = set.scan(root, events, 0, maximum, now, mayAsk: true)
+        if count > 0 {
+            set.sleepers.subtract(1)
+            return count
+        }
+        let start = now
+        let left = min(Deadline.left(deadline, start), longest)
+        let room = Int32(truncatingIfNeeded: maximum)
+        let (root, descriptor, events) = (root, descriptor, events)
+        var timeout = left == Deadline.never ? timespec() : Deadline.fill(left)
+        count = gate.withMask(mask) { mask in
+            left == Deadline.never
+                ? kernelWait(root, descriptor, events, room, nil, mask)
+                : kernelWait(root, descriptor, events, room, &timeout, mask)
+        }
+        set.sleepers.subtract(1)
+        if count < 0 { return count }
+        now = ss_monotonic_ns()
+        set.lastKernelPoll.storeRelaxed(now)
+        if count > 0, now &- start < EpollSet.maximumSpinNanoseconds {
+            // Woken sooner than a wake-up costs: looking a little longer would have been cheaper.
+            let budget = set.spinNanoseconds.loadRelaxed()
+            set.spinNanoseconds.storeRelaxed(min(budget &* 2 &+ 2_000, EpollSet.maximumSpinNanoseconds))
+        }
+        let isOver = deadline != Deadline.never && now >= deadline
+        count = set.scan(root, events, sift(0, count), maximum, now, mayAsk: isOver)
+        if count > 0 || isOver { return count }
+        return EpollWaiter.goOn
+    }
+
+    /// What must be in order before others use the set while this thread is away.
+    private mutating func leave(_ result: Int) -> Int {
+        if set.hotCount != 0, set.sleepers.load() != 0 || set.has(EpollSet.Flags.nested) { set.handOver(root) }
+        gate.open()
+        return result
+    }
+}

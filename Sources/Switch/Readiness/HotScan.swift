@@ -1,0 +1,274 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+/// How long the kernel may go unasked, nanoseconds: sockets on TCP, listeners, timers must not starve.
+@inline(__always) var kernelPollNanoseconds: UInt64 { 20_000 }
+/// A socket without a sign of life for so long leaves the hot list, nanoseconds.
+@inline(__always) var quietNanoseconds: UInt64 { 1_000_000 }
+
+// Looking at hot registrations. All of this runs under the set's lock, which `readinessForget` takes before a descriptor
+// is closed: descriptors and windows stay what they are meanwhile. Of the session it uses only what neither waits for a
+// lock nor calls back.
+extension Registration {
+    @inline(__always) var wantsInput: Bool { events & (Interest.reading | Interest.readHangUp) != 0 }
+    @inline(__always) var wantsOutput: Bool { events & Interest.writing != 0 }
+
+    @inline(__always) private static var over: UInt64 { Slot.Flags.tcpEnded | Slot.Flags.broken | Slot.Flags.peerGone }
+
+    /// The events to report now, by the rules of the registration's mode. For an edge-triggered one this takes the edge.
+    /// `mayAsk`: ask the kernel about a direction on TCP even if it was asked less than 20 µs ago.
+    @inline(__always)
+    func evaluate(_ now: UInt64, mayAsk: Bool) -> UInt32 {
+        let state = self.state
+        if state & State.disabled != 0 { return 0 }
+        let session = sessionOf(socket)
+        let input = wantsInput
+        let output = wantsOutput
+        let readable = input && session.looksReadable
+        let writable = output && session.looksWritable
+        if isEdgeTriggered { return takeEdge(session, state, input: input, output: output, writable: writable, now) }
+        if !readable, !writable {
+            let ended = session.slot.flags.loadRelaxed() & Registration.over != 0
+            guard ended || state & State.look != 0 || (input && session.receivesOnTCP) || (output && session.sendsOnTCP)
+            else { return 0 }
+            if !mayAsk, state & State.look == 0, now &- lastKernelLook < kernelPollNanoseconds { return 0 }
+            lastKernelLook = now
+            remove(State.look)
+        }
+        return session.readiness(descriptor, events & Interest.events)
+    }
+
+    private func takeEdge(_ session: Session, _ state: UInt32, input: Bool, output: Bool, writable: Bool, _ now: UInt64) -> UInt32 {
+        // Counters first, readiness afterwards: what comes between is a new edge.
+        let received = session.receiveEdge
+        let sent = session.sendEdge
+        var moved = state & State.edge != 0 || (input && received != receiveEdge)
+        if output, writable, sent != sendEdge || state & State.starved != 0 { moved = true }
+        guard moved else { return 0 }
+        remove(State.edge | State.look)
+        receiveEdge = received
+        let found = session.readiness(descriptor, events & Interest.events)
+        if output {
+            if found & Interest.writing != 0 {
+                sendEdge = sent
+                remove(State.starved)
+            } else {
+                // As the kernel, which remembers that somebody asked in vain: room is news from now on.
+                insert(State.starved)
+            }
+        }
+        return found
+    }
+
+    /// Whether `evaluate` might report something, without a system call and without taking an edge.
+    func mayBeReady() -> Bool {
+        if state & State.disabled != 0 { return false }
+        let session = sessionOf(socket)
+        let output = wantsOutput
+        if isEdgeTriggered {
+            if has(State.edge) || (wantsInput && session.receiveEdge != receiveEdge) { return true }
+            return output && session.looksWritable && (session.sendEdge != sendEdge || has(State.starved))
+        }
+        if has(State.look) || session.slot.flags.loadRelaxed() & Registration.over != 0 { return true }
+        return (wantsInput && session.looksReadable) || (output && session.looksWritable)
+    }
+
+    /// A sender that waits for room on the companion.
+    var waitsForRoom: Bool {
+        guard wantsOutput, !has(State.disabled) else { return false }
+        let session = sessionOf(socket)
+        return session.isUp && !session.sendsOnTCP && !session.looksWritable
+    }
+
+    /// Asks the peer to ring for what this registration waits for. The caller looks again afterwards.
+    func arm() {
+        guard !has(State.disabled) else { return }
+        let session = sessionOf(socket)
+        guard session.isUp else { return }
+        if wantsInput { session.armReceive() }
+        if waitsForRoom { session.armSend() }
+    }
+
+    /// The provider has writes that only our calls carry on.
+    var needsAttention: Bool {
+        guard let writer = sessionOf(socket).connection.pointee.writer else { return false }
+        return writer.pointee.needsAttention
+    }
+}
+
+extension EpollSet {
+    /// Looks once around the hot list and appends what is ready at `count`. Returns the new count. Begins where the last
+    /// look ended for want of room.
+    func scan(
+        _ root: ReadinessRoot, _ list: UnsafeMutablePointer<epoll_event>, _ count: Int, _ maximum: Int, _ now: UInt64,
+        mayAsk: Bool
+    ) -> Int {
+        guard lock.lock() == .acquired else { return count }
+        var count = count
+        if has(Flags.attention) { heatEverything(root) }
+        var left = hotCount
+        var index = hotHead
+        while left > 0 {
+            if count >= maximum {
+                hotHead = index
+                break
+            }
+            let one = root.registration(index)
+            let next = one.hotNext
+            let found = one.evaluate(now, mayAsk: mayAsk)
+            if found != 0 {
+                ss_event_set(list, count, found, one.data)
+                count &+= 1
+                one.lastActive = now
+                hottest = index
+                if one.isOneShot {
+                    one.insert(Registration.State.disabled)
+                    makeCold(root, index)
+                }
+            } else if one.has(Registration.State.disabled) {
+                makeCold(root, index)
+            } else if now > one.lastActive, now &- one.lastActive > quietNanoseconds {
+                letGo(root, index, now)
+            }
+            index = next
+            left &-= 1
+        }
+        lock.unlock()
+        return count
+    }
+
+    /// Takes a quiet registration out of the hot list, armed, unless there is something after all.
+    private func letGo(_ root: ReadinessRoot, _ index: UInt32, _ now: UInt64) {
+        let one = root.registration(index)
+        if one.waitsForRoom || one.needsAttention { return }
+        watchTCP(root, index)
+        one.arm()
+        if one.isEdgeTriggered {
+            if one.mayBeReady() { return }
+        } else if one.evaluate(now, mayAsk: true) != 0 {
+            return
+        }
+        makeCold(root, index)
+    }
+
+    /// Has the kernel watch what it must watch now that the sending direction may be on TCP again.
+    func watchTCP(_ root: ReadinessRoot, _ index: UInt32) {
+        let one = root.registration(index)
+        let needed = one.neededKernelEvents(sendsOnTCP: sessionOf(one.socket).sendsOnTCP)
+        if needed & ~one.kernelEvents == 0 { return }
+        one.kernelEvents |= needed
+        var event = epoll_event()
+        ss_event_set(&event, 0, one.kernelEvents, Tag.make(root, index, one.generation, doorbell: false))
+        _ = ss_sys_epoll_ctl(descriptor, ControlOperation.modify, one.descriptor, &event)
+    }
+
+    /// Every dual registration becomes hot.
+    func heatEverything(_ root: ReadinessRoot) {
+        flags.clearBits(Flags.attention)
+        var index = firstRegistration
+        while index != 0 {
+            let one = root.registration(index)
+            let next = one.nextInSet
+            if one.has(Registration.State.dual) { heat(root, index) }
+            index = next
+        }
+    }
+
+    /// Something may have happened to the registration: look at it closely.
+    func heat(_ root: ReadinessRoot, _ index: UInt32) {
+        let one = root.registration(index)
+        one.insert(Registration.State.look)
+        one.lastActive = ss_monotonic_ns()
+        if !one.has(Registration.State.disabled) { makeHot(root, index) }
+    }
+
+    /// Arms all hot registrations. Returns how long a sleep may last at most, nanoseconds.
+    func armAll(_ root: ReadinessRoot) -> UInt64 {
+        var longest = UInt64.max
+        guard lock.lock() == .acquired else { return 1_000_000 }
+        var index = hotHead
+        var left = hotCount
+        while left > 0 {
+            let one = root.registration(index)
+            watchTCP(root, index)
+            one.arm()
+            if one.needsAttention {
+                longest = min(longest, 1_000_000)
+            } else if one.waitsForRoom {
+                // Its bell may be taken by a reader of the same socket.
+                longest = min(longest, 20_000_000)
+            }
+            index = one.hotNext
+            left &-= 1
+        }
+        lock.unlock()
+        fullFence()  // pairs with the fences after the peer's publishing
+        return longest
+    }
+
+    /// Lets the sessions of hot registrations invite, follow cuts and pull back.
+    func maintainAll(_ root: ReadinessRoot) {
+        withUnsafeTemporaryAllocation(of: UInt32.self, capacity: 32) { batch in
+            guard lock.lock() == .acquired else { return }
+            var left = hotCount
+            while left > 0 {
+                var taken = 0
+                while taken < 32, left > 0, hotHead != 0 {
+                    let index = hotHead
+                    let one = root.registration(index)
+                    one.users.add(1)
+                    batch[taken] = index
+                    taken &+= 1
+                    left &-= 1
+                    hotHead = one.hotNext
+                }
+                if taken == 0 { break }
+                lock.unlock()
+                var position = 0
+                while position < taken {
+                    let one = root.registration(batch[position])
+                    sessionOf(one.socket).maintain(one.descriptor)
+                    one.users.subtract(1)
+                    position &+= 1
+                }
+                guard lock.lock() == .acquired else { return }
+            }
+            lock.unlock()
+        }
+    }
+
+    /// Wakes one thread that sleeps in this set although hot registrations are not armed or have something to report:
+    /// called by a thread that leaves the set to others.
+    func handOver(_ root: ReadinessRoot) {
+        _ = armAll(root)
+        guard lock.lock() == .acquired else { return }
+        var index = hotHead
+        var left = hotCount
+        while left > 0 {
+            let one = root.registration(index)
+            if one.mayBeReady() {
+                kick(root, index)
+                break
+            }
+            index = one.hotNext
+            left &-= 1
+        }
+        lock.unlock()
+    }
+
+    /// Makes the set ready in the kernel's eyes: changing a registration makes the kernel look at it anew, and TCP has room
+    /// while its direction is carried elsewhere. Otherwise the doorbell does it. Under the lock.
+    func kick(_ root: ReadinessRoot, _ index: UInt32) {
+        let one = root.registration(index)
+        let session = sessionOf(one.socket)
+        one.kernelEvents |= Interest.output
+        var event = epoll_event()
+        ss_event_set(&event, 0, one.kernelEvents, Tag.make(root, index, one.generation, doorbell: false))
+        let result = ss_sys_epoll_ctl(descriptor, ControlOperation.modify, one.descriptor, &event)
+        if result < 0 || session.sendsOnTCP { session.ringOurselves() }
+    }
+}

@@ -1,0 +1,199 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+// What the rest of the switch tells readiness. None of these may be called while a set's or a socket's lock of readiness is
+// held, that is: never from inside `Session.readiness`, `noteTCPEvent`, `arm…` or `looks…`. Session locks may be held.
+
+/// The session of socket `socket` is up and becomes dual: from now on its registrations in this process's epoll sets wait
+/// for both carriers. False: one of them cannot; nothing has changed and the socket must stay on TCP.
+///
+/// Call it when the session is up and before `Slot.mode` becomes dual; then `readinessKick`.
+@discardableResult
+package func readinessWillUpgrade(_ socket: Int) -> Bool {
+    guard let root = ReadinessRoot.existing else {
+        connectionRecord(socket).pointee.watchedAsDual = true
+        return true
+    }
+    let lock = root.socketLock(socket)
+    guard lock.lock() == .acquired else { return false }
+    defer { lock.unlock() }
+    let connection = connectionRecord(socket)
+    if connection.pointee.watchedAsDual { return true }
+    if isNested(root, socket) { return false }
+    var index = UInt32(bitPattern: connection.pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        if !one.has(Registration.State.dual), !root.makeDual(index, operation: ControlOperation.modify) {
+            var made = UInt32(bitPattern: connection.pointee.firstRegistration)
+            while made != 0 {
+                root.makePlain(made)
+                made = root.registration(made).nextInSocket
+            }
+            return false
+        }
+        index = one.nextInSocket
+    }
+    connection.pointee.watchedAsDual = true
+    return true
+}
+
+/// Both directions are on TCP and stay there: the kernel gets the program's own registrations back. Call it after
+/// `Slot.mode` became plain, or before the session ends.
+package func readinessBecamePlain(_ socket: Int) {
+    let connection = connectionRecord(socket)
+    guard let root = ReadinessRoot.existing else {
+        connection.pointee.watchedAsDual = false
+        return
+    }
+    let lock = root.socketLock(socket)
+    let outcome = lock.lock()
+    connection.pointee.watchedAsDual = false
+    var index = UInt32(bitPattern: connection.pointee.firstRegistration)
+    while index != 0 {
+        root.makePlain(index)
+        index = root.registration(index).nextInSocket
+    }
+    if outcome == .acquired { lock.unlock() }
+}
+
+/// Descriptor `fd` of socket `socket` is about to be closed or replaced: forgets its registrations and takes the doorbell
+/// out of the kernel's sets. Call it *before* close, before `Session.end`, and before `descriptorCount` is lowered.
+package func readinessForget(_ fd: Int32, _ socket: Int) {
+    guard let root = ReadinessRoot.existing, connectionRecord(socket).pointee.firstRegistration != 0 else { return }
+    let lock = root.socketLock(socket)
+    guard lock.lock() == .acquired else {
+        forgetInHandler(root, fd, socket)
+        return
+    }
+    defer { lock.unlock() }
+    // Another process of the family that holds the socket may share the kernel's set: leave its registration alone.
+    let alone = sessionOf(socket).slot.holders.load() <= 1
+    let another = connectionRecord(socket).pointee.descriptorCount > 1
+    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        let next = one.nextInSocket
+        if one.descriptor == fd {
+            if one.has(Registration.State.dual) {
+                if alone {
+                    root.removeDoorbell(index)
+                    if another { _ = ss_sys_epoll_ctl(root.set(Int(one.set)).descriptor, ControlOperation.delete, fd, nil) }
+                }
+            } else if another {
+                // The kernel goes on reporting it, as long as the description lives; we could not change it any more.
+                keepOnTCP(socket, .sharedBeforeUpgrade)
+            }
+            root.drop(index)
+        }
+        index = next
+    }
+}
+
+/// The same in a signal handler that interrupted the holder of the lock: marks, and leaves the rest to the set's next call.
+private func forgetInHandler(_ root: ReadinessRoot, _ fd: Int32, _ socket: Int) {
+    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        if one.descriptor == fd {
+            one.insert(Registration.State.dead | Registration.State.disabled)
+            let container = root.set(Int(one.set))
+            let doorbell = connectionRecord(socket).pointee.notification
+            if one.has(Registration.State.doorbell), doorbell >= 0 {
+                _ = ss_sys_epoll_ctl(container.descriptor, ControlOperation.delete, doorbell, nil)
+            }
+        }
+        index = one.nextInSocket
+    }
+}
+
+/// Something about the socket may have changed in user space while threads sleep in epoll_wait.
+package func readinessKick(_ socket: Int) {
+    guard let root = ReadinessRoot.existing, connectionRecord(socket).pointee.firstRegistration != 0 else { return }
+    let lock = root.socketLock(socket)
+    let outcome = lock.lock()
+    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        if one.has(Registration.State.dual) {
+            let container = root.set(Int(one.set))
+            if container.lock.lock() == .acquired {
+                container.heat(root, index)
+                one.insert(Registration.State.edge)
+                if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) { container.kick(root, index) }
+                container.lock.unlock()
+            } else {
+                container.flags.setBits(EpollSet.Flags.attention)
+            }
+        }
+        index = one.nextInSocket
+    }
+    if outcome == .acquired { lock.unlock() }
+}
+
+/// One descriptor of epoll set record `set` is about to be closed or replaced, and `other` still refers to it.
+package func readinessSetKept(_ set: Int, _ other: Int32) { ReadinessRoot.existing?.set(set).descriptor = other }
+
+/// The last descriptor of epoll set record `set` in this process is about to be closed or replaced.
+package func readinessSetClosed(_ set: Int) {
+    guard let root = ReadinessRoot.existing else { return }
+    let container = root.set(set)
+    // Records go one by one, since each needs its socket's lock first.
+    while true {
+        guard container.lock.lock() == .acquired else { return }
+        let index = container.firstRegistration
+        let socket = index == 0 ? 0 : root.registration(index).socket
+        container.lock.unlock()
+        if index == 0 { break }
+        let lock = root.socketLock(socket)
+        guard lock.lock() == .acquired else { return }
+        if container.firstRegistration == index, root.registration(index).socket == socket {
+            leaveDoorbell(root, index)
+            root.drop(index)
+        }
+        lock.unlock()
+    }
+    root.giveBack(set: set)
+}
+
+/// The kernel drops the set with its last descriptor; only an heir in our own records must learn of the doorbell.
+private func leaveDoorbell(_ root: ReadinessRoot, _ index: UInt32) { root.registration(index).remove(Registration.State.doorbell) }
+
+/// A set that another set, or poll, watches reports this socket, or its registrations cannot be told from the program's
+/// own: it must not become dual.
+package func readinessIsNested(_ socket: Int) -> Bool {
+    guard let root = ReadinessRoot.existing else { return false }
+    let lock = root.socketLock(socket)
+    guard lock.lock() == .acquired else { return true }
+    defer { lock.unlock() }
+    return isNested(root, socket)
+}
+
+private func isNested(_ root: ReadinessRoot, _ socket: Int) -> Bool {
+    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        if root.set(Int(one.set)).has(EpollSet.Flags.nested | EpollSet.Flags.unswitchable) { return true }
+        index = one.nextInSocket
+    }
+    return false
+}
+
+/// Something else waits for the set: what is dual in it stays armed from now on.
+func markNested(_ root: ReadinessRoot, _ record: Int) {
+    let container = root.set(record)
+    if container.has(EpollSet.Flags.nested) { return }
+    container.flags.setBits(EpollSet.Flags.nested)
+    guard container.dualCount.load() != 0, container.lock.lock() == .acquired else { return }
+    container.heatEverything(root)
+    container.lock.unlock()
+    container.handOver(root)
+}
+
+/// Holds readiness still across fork, so that the child finds whole lists.
+package func readinessBeforeFork() { ReadinessRoot.existing?.lockAll() }
+package func readinessAfterForkInParent() { ReadinessRoot.existing?.unlockAll() }
+package func readinessAfterForkInChild() { ReadinessRoot.existing?.resetAfterFork() }

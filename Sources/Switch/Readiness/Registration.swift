@@ -1,0 +1,108 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+/// What this process remembers of one socket in one epoll set: 128 bytes of private memory.
+///
+/// Fields of the first line belong to the set's lock, `nextInSocket` to the socket's; identity (descriptor, set, socket)
+/// is written under both. A forked child has a copy of its own.
+struct Registration {
+    let base: UnsafeMutableRawPointer
+    @inline(__always) init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+    static var bytes: Int { 128 }
+
+    enum State {
+        static var live: UInt32 { 1 }
+        /// The kernel watches the TCP socket edge-triggered, with our tag, and the doorbell beside it.
+        static var dual: UInt32 { 2 }
+        /// One-shot and fired: reports nothing until the program changes it.
+        static var disabled: UInt32 { 4 }
+        /// In the set's hot list.
+        static var hot: UInt32 { 8 }
+        /// Edge-triggered: something happened that no counter of the session shows.
+        static var edge: UInt32 { 16 }
+        /// The kernel reported the TCP socket, or the program changed the registration: look at everything.
+        static var look: UInt32 { 32 }
+        /// This registration stands for the doorbell in the kernel's set.
+        static var doorbell: UInt32 { 64 }
+        /// Plain, but the kernel holds our tag: so we learn that a one-shot registration has fired.
+        static var tagged: UInt32 { 128 }
+        /// Plain and fired when the session ended: not in the kernel's set until the program changes it.
+        static var absent: UInt32 { 256 }
+        /// Forgotten by a signal handler that interrupted the holder of the lock: to be freed.
+        static var dead: UInt32 { 512 }
+        /// Edge-triggered: the program was told that there is no room to send.
+        static var starved: UInt32 { 1024 }
+        /// Other registrations of the same socket in this set rely on this one's doorbell.
+        static var sharedDoorbell: UInt32 { 2048 }
+    }
+
+    @inline(__always) private func half(_ offset: Int) -> UnsafeMutablePointer<UInt32> {
+        (base + offset).assumingMemoryBound(to: UInt32.self)
+    }
+    @inline(__always) private func full(_ offset: Int) -> UnsafeMutablePointer<UInt64> {
+        (base + offset).assumingMemoryBound(to: UInt64.self)
+    }
+
+    @inline(__always) var descriptor: Int32 {
+        get { Int32(bitPattern: half(0).pointee) }
+        nonmutating set { half(0).pointee = UInt32(bitPattern: newValue) }
+    }
+    @inline(__always) var set: UInt32 { get { half(4).pointee } nonmutating set { half(4).pointee = newValue } }
+    @inline(__always) var socket: Int { get { Int(half(8).pointee) } nonmutating set { half(8).pointee = UInt32(newValue) } }
+    /// As the program gave them, modes included.
+    @inline(__always) var events: UInt32 { get { half(12).pointee } nonmutating set { half(12).pointee = newValue } }
+    @inline(__always) var data: UInt64 { get { full(16).pointee } nonmutating set { full(16).pointee = newValue } }
+    @inline(__always) var state: UInt32 { get { half(24).pointee } nonmutating set { half(24).pointee = newValue } }
+    /// What the kernel watches of a dual socket's TCP carrier.
+    @inline(__always) var kernelEvents: UInt32 { get { half(28).pointee } nonmutating set { half(28).pointee = newValue } }
+    @inline(__always) var hotNext: UInt32 { get { half(32).pointee } nonmutating set { half(32).pointee = newValue } }
+    @inline(__always) var hotPrevious: UInt32 { get { half(36).pointee } nonmutating set { half(36).pointee = newValue } }
+    /// `Session.receiveEdge` and `sendEdge` when an edge was last reported.
+    @inline(__always) var receiveEdge: UInt64 { get { full(40).pointee } nonmutating set { full(40).pointee = newValue } }
+    @inline(__always) var sendEdge: UInt64 { get { full(48).pointee } nonmutating set { full(48).pointee = newValue } }
+    /// Monotonic nanoseconds of the last sign of life.
+    @inline(__always) var lastActive: UInt64 { get { full(56).pointee } nonmutating set { full(56).pointee = newValue } }
+
+    @inline(__always) var nextInSocket: UInt32 { get { half(64).pointee } nonmutating set { half(64).pointee = newValue } }
+    @inline(__always) var nextInSet: UInt32 { get { half(68).pointee } nonmutating set { half(68).pointee = newValue } }
+    @inline(__always) var previousInSet: UInt32 { get { half(72).pointee } nonmutating set { half(72).pointee = newValue } }
+    /// Counts the uses of this record and its changes: old tags are recognised by it.
+    @inline(__always) var generation: UInt32 { get { half(76).pointee } nonmutating set { half(76).pointee = newValue } }
+    /// When the kernel was last asked about the TCP carrier.
+    @inline(__always) var lastKernelLook: UInt64 { get { full(80).pointee } nonmutating set { full(80).pointee = newValue } }
+    /// Threads that call the session's `maintain` for it without the set's lock.
+    @inline(__always) var users: Word { Word(base, 88) }
+
+    @inline(__always) func has(_ bit: UInt32) -> Bool { state & bit != 0 }
+    @inline(__always) func insert(_ bits: UInt32) { state |= bits }
+    @inline(__always) func remove(_ bits: UInt32) { state &= ~bits }
+
+    @inline(__always) var isEdgeTriggered: Bool { events & Interest.edgeTriggered != 0 }
+    @inline(__always) var isOneShot: Bool { events & Interest.oneShot != 0 }
+
+    /// The kernel's mask for the TCP carrier of a dual socket. Edge-triggered: a FIN that the program leaves unread must
+    /// not keep the kernel's set ready.
+    func neededKernelEvents(sendsOnTCP: Bool) -> UInt32 {
+        var needed = Interest.edgeTriggered | Interest.input | Interest.readHangUp | (events & Interest.priority)
+        if sendsOnTCP, events & Interest.writing != 0 { needed |= Interest.output }
+        return needed
+    }
+}
+
+/// The 64 bits that the kernel keeps for a registration of ours: 40 random bits of this process, then generation (7),
+/// doorbell (1), index (16).
+enum Tag {
+    static var prefixMask: UInt64 { ~0 << 24 }
+
+    @inline(__always)
+    static func make(_ root: ReadinessRoot, _ index: UInt32, _ generation: UInt32, doorbell: Bool) -> UInt64 {
+        root.tagPrefix | UInt64(generation & 0x7F) << 17 | (doorbell ? 1 << 16 : 0) | UInt64(index & 0xFFFF)
+    }
+    @inline(__always) static func index(_ tag: UInt64) -> UInt32 { UInt32(tag & 0xFFFF) }
+    @inline(__always) static func isDoorbell(_ tag: UInt64) -> Bool { tag & (1 << 16) != 0 }
+    @inline(__always) static func generation(_ tag: UInt64) -> UInt32 { UInt32(tag >> 17 & 0x7F) }
+}

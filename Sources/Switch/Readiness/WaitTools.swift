@@ -1,0 +1,57 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import StreamRing
+#endif
+
+/// Points of monotonic time, nanoseconds, by which a wait ends.
+enum Deadline {
+    static var never: UInt64 { UInt64.max }
+    /// The wait only looks.
+    static var now: UInt64 { 0 }
+
+    /// nil: not a valid time-out (EINVAL).
+    static func after(_ timeout: UnsafePointer<timespec>?) -> UInt64? {
+        guard let timeout else { return never }
+        let seconds = timeout.pointee.tv_sec
+        let nanoseconds = timeout.pointee.tv_nsec
+        if seconds < 0 || nanoseconds < 0 || nanoseconds > 999_999_999 { return nil }
+        if seconds == 0, nanoseconds == 0 { return now }
+        if seconds > 4_000_000_000 { return never }
+        return ss_monotonic_ns() &+ UInt64(seconds) &* 1_000_000_000 &+ UInt64(nanoseconds)
+    }
+
+    /// Nanoseconds left; `never` stays `never`.
+    @inline(__always)
+    static func left(_ deadline: UInt64, _ time: UInt64) -> UInt64 {
+        deadline == never ? never : deadline > time ? deadline &- time : 0
+    }
+
+    static func fill(_ nanoseconds: UInt64) -> timespec {
+        timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
+    }
+}
+
+/// Holds signals back while a wait call looks instead of sleeping, so that a handler that runs then still ends the sleep
+/// with EINTR: the kernel call that follows gets the former mask back, at once with its sleep.
+struct SignalGate {
+    private(set) var isClosed = false
+    private var former: UInt64 = 0
+
+    mutating func close() {
+        guard !isClosed else { return }
+        var all = ~UInt64(0)
+        isClosed = ss_sys_sigprocmask(2, &all, &former) == 0
+    }
+
+    mutating func open() {
+        guard isClosed else { return }
+        isClosed = false
+        _ = ss_sys_sigprocmask(2, &former, nil)
+    }
+
+    /// Calls `body` with the mask for the kernel: the program's own, or the one from before `close`.
+    mutating func withMask(_ mask: UnsafeRawPointer?, _ body: (UnsafeRawPointer?) -> Int) -> Int {
+        if mask != nil || !isClosed { return body(mask) }
+        return withUnsafePointer(to: &former) { body(UnsafeRawPointer($0)) }
+    }
+}
