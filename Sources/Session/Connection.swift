@@ -48,6 +48,8 @@ package struct Connection {
     package var sendSpinNanoseconds: UInt32 = 0
     /// When the TCP socket was last looked at by a sender (cycle counter).
     package var lastPeerCheck: UInt64 = 0
+    /// The same for a receiver that found its ring empty.
+    package var lastEndCheck: UInt64 = 0
     /// Events that the kernel reported on the TCP socket: part of the edges of EPOLLET.
     package var tcpEvents: UInt64 = 0
 

@@ -186,6 +186,8 @@ extension Session {
         }
         if result < 0 { return result }
         wait.rang = entries.1.revents != 0
+        // The TCP socket has something to say: the next attempt asks it.
+        if entries.0.revents != 0 { connection.pointee.lastEndCheck = 0 }
         if result > 0, ss_session_state.never_spin == 0 {
             // Woken sooner than a wake-up costs: looking a little longer would have been cheaper.
             let slept = ss_monotonic_ns() &- start

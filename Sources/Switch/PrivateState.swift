@@ -42,8 +42,6 @@ package struct PrivateState {
     /// The signal mask that the fork in progress gives back.
     package var forkMask: UInt64
     package var policyText: UnsafePointer<CChar>?
-    /// The parsed policy.
-    package var policy: UnsafeMutableRawPointer?
     /// Socket handles given to providers (`WPUCreateSocketHandle`).
     package var handles: UnsafeMutableRawPointer?
     package var servicePath: UnsafePointer<CChar>?

@@ -78,7 +78,6 @@ private func startSwitch() -> Bool {
     state.pointee.connections = (records + SwitchMemory.connectionsOffset).bindMemory(to: Connection.self, capacity: FamilyArena.slotCount)
     state.pointee.providers = records.bindMemory(to: ProviderEntry.self, capacity: SwitchMemory.maximumProviders)
     state.pointee.handles = records + SwitchMemory.handlesOffset
-    state.pointee.policy = records + SwitchMemory.policyOffset
     state.pointee.arena = memory
     ss_session_state.off_word = arena.switchedOff.address
     startPolicy(programName: arena.process(process).name)
@@ -91,8 +90,7 @@ enum SwitchMemory {
     static var maximumProviders: Int { 8 }
     static var handlesOffset: Int { 65536 }
     static var maximumHandles: Int { 65536 }
-    static var policyOffset: Int { handlesOffset + maximumHandles * 16 }
-    static var connectionsOffset: Int { policyOffset + 65536 }
+    static var connectionsOffset: Int { handlesOffset + maximumHandles * 16 }
     static var bytes: Int { connectionsOffset + FamilyArena.slotCount * MemoryLayout<Connection>.stride }
 }
 

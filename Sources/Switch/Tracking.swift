@@ -58,6 +58,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.receiveSpinNanoseconds = 0
     record.pointee.sendSpinNanoseconds = 0
     record.pointee.lastPeerCheck = 0
+    record.pointee.lastEndCheck = 0
     record.pointee.tcpEvents = 0
     record.pointee.listener = 0
     record.pointee.listenerGeneration = 0
