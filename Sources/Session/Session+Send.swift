@@ -82,8 +82,8 @@ extension Session {
         return count
     }
 
-    /// Roughly 50 to 100 µs: how long a sender may go without asking the kernel whether its peer is still there.
-    static var peerCheckCycles: UInt64 { 200_000 }
+    /// Some 5 to 10 ms: how long a sender may go without asking the kernel whether its peer is still there.
+    static var peerCheckCycles: UInt64 { 20_000_000 }
     static var fullsBeforeWidening: UInt64 { 2 }
 
     /// Nobody reads the ring any more, or this side has shut down: the kernel's own send gives the right answer.
