@@ -115,4 +115,14 @@ import Testing
         lonely.advance(milliseconds: 10_001)
         #expect(lonely.service.hasOutlivedItsClients)
     }
+
+    @Test("A family's arena is found in the mappings of a process")
+    func mappings() {
+        let line = "7f0c85abc000-7f0c86ccd000 rw-s 00000000 00:01 2551                       /memfd:sockswitch (deleted)\n"
+        #expect(SharedArena.isMapping(line, inode: 2551))
+        #expect(!SharedArena.isMapping(line, inode: 255))
+        #expect(!SharedArena.isMapping("7f0c85abc000-7f0c86ccd000 rw-p 00000000 00:00 0 \n", inode: 0))
+        #expect(!SharedArena.isMapping("7f0c85abc000-7f0c86ccd000 rw-s 00000000 fe:00 2551     /tmp/memfd:x\n", inode: 2551))
+        #expect(!SharedArena.isMapping("", inode: 1))
+    }
 }
