@@ -69,6 +69,10 @@ import Testing
         #expect(report.sockets[1].kind == .listening && report.sockets[1].reason == "none")
         #expect(report.service.families == 1)
 
+        slot.reason.store(Reason.none.rawValue)
+        #expect(test.service.socketReports()[0].reason == "notInvited")
+        test.service.switchAll(off: true)
+        #expect(test.service.socketReports()[0].reason == "switchedOff")
         slot.receiveCuts.store(1)
         let now = try decodeJSON(ServiceReport.self, Array(try ask("ps", test).text.utf8))
         #expect(now.sockets[0].reason == "none" && now.sockets[0].receiveCarrier == .companion)
