@@ -41,8 +41,9 @@ extension Service {
     }
 
     private func listen(_ message: Message, from client: Client) {
-        guard let endpoint = Endpoint(CompactAddress(message.address)), endpoint.port != 0 else { return dismiss(client, "address") }
-        guard client.listenerCount < configuration.maximumListenersPerClient else { return dismiss(client, "too many listeners") }
+        guard let endpoint = Endpoint(CompactAddress(message.address)) else { return dismiss(client, "address") }
+        // Beyond the bound a listener is not known: who connects to it stays on TCP.
+        guard endpoint.port != 0, client.listenerCount < configuration.maximumListenersPerClient else { return }
         client.listenerCount += 1
         client.listeners[endpoint, default: 0] += 1
         listeners.add(endpoint, namespace: client.namespace)

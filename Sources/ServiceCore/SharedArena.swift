@@ -5,7 +5,7 @@ import SocketTable
 import StreamRing
 
 /// The service's mapping of one family's arena. Several processes of a family pass the same memfd; it is mapped once.
-final class SharedArena {
+package final class SharedArena {
     struct Identity: Hashable {
         var device: UInt
         var inode: UInt
@@ -75,11 +75,15 @@ final class SharedArena {
         defer { fclose(file) }
         var line = [CChar](repeating: 0, count: 512)
         while fgets(&line, Int32(line.count), file) != nil {
-            // address perms offset dev inode path
-            let fields = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-                .split(separator: " ", maxSplits: 5, omittingEmptySubsequences: true)
-            if fields.count >= 5, fields[4] == "\(identity.inode)", fields.count < 6 || fields[5].hasPrefix("/memfd:") { return true }
+            let text = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+            if SharedArena.isMapping(text, inode: identity.inode) { return true }
         }
         return false
+    }
+
+    /// Whether a line of /proc/PID/maps (address, permissions, offset, device, inode, path) is of this memfd.
+    package static func isMapping(_ line: String, inode: UInt) -> Bool {
+        let fields = line.split(separator: " ")
+        return fields.count > 5 && fields[4] == "\(inode)" && fields[5].hasPrefix("/memfd:")
     }
 }

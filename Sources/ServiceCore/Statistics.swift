@@ -76,7 +76,8 @@ extension Service {
         if reason == .none || reason == .notConnected, kind == .listening { return ("none", "listening") }
         guard reason == .none else { return ("\(reason)", reason.text.description) }
         // The library did not say: what the socket's state implies.
-        let implied: Reason = kind == .fresh ? .notConnected : slot.mode.load() == Slot.Mode.dual ? .notInvited : .notWorthItYet
+        let isDual = slot.mode.load() == Slot.Mode.dual
+        let implied: Reason = kind == .fresh ? .notConnected : isSwitchedOff ? .switchedOff : isDual ? .notInvited : .notWorthItYet
         return ("\(implied)", implied.text.description)
     }
 }

@@ -69,6 +69,10 @@ import Testing
         #expect(report.sockets[1].kind == .listening && report.sockets[1].reason == "none")
         #expect(report.service.families == 1)
 
+        slot.reason.store(Reason.none.rawValue)
+        #expect(test.service.socketReports()[0].reason == "notInvited")
+        test.service.switchAll(off: true)
+        #expect(test.service.socketReports()[0].reason == "switchedOff")
         slot.receiveCuts.store(1)
         let now = try decodeJSON(ServiceReport.self, Array(try ask("ps", test).text.utf8))
         #expect(now.sockets[0].reason == "none" && now.sockets[0].receiveCarrier == .companion)
@@ -114,5 +118,15 @@ import Testing
         let lonely = try ServiceUnderTest { $0.isEphemeral = true }
         lonely.advance(milliseconds: 10_001)
         #expect(lonely.service.hasOutlivedItsClients)
+    }
+
+    @Test("A family's arena is found in the mappings of a process")
+    func mappings() {
+        let line = "7f0c85abc000-7f0c86ccd000 rw-s 00000000 00:01 2551                       /memfd:sockswitch (deleted)\n"
+        #expect(SharedArena.isMapping(line, inode: 2551))
+        #expect(!SharedArena.isMapping(line, inode: 255))
+        #expect(!SharedArena.isMapping("7f0c85abc000-7f0c86ccd000 rw-p 00000000 00:00 0 \n", inode: 0))
+        #expect(!SharedArena.isMapping("7f0c85abc000-7f0c86ccd000 rw-s 00000000 fe:00 2551     /tmp/memfd:x\n", inode: 2551))
+        #expect(!SharedArena.isMapping("", inode: 1))
     }
 }
