@@ -69,6 +69,10 @@ let package = Package(
             swiftSettings: swift6),
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
         .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
+        .testTarget(
+            name: "ServiceProvidersTests",
+            dependencies: ["ServiceProviders", "Session", "SocketTable", "Rendezvous", "StreamRing", "CSocketSwitch"],
+            swiftSettings: swift6),
         .testTarget(name: "SwitchTests", dependencies: ["Switch", "SocketTable", "CSocketSwitch"], swiftSettings: swift6),
     ]
 )

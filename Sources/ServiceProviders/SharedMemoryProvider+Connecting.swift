@@ -14,7 +14,10 @@ func sharedMemoryListen(_ socket: SOCKET, _ backlog: Int32, _ error: UnsafeMutab
     defer { unlockProviders(mask) }
     guard let companion = Companion(socket: socket) else { return socketError(error, ENOTSOCK) }
     if companion.state.load() == CompanionState.listening { return 0 }
-    guard companion.state.load() == CompanionState.bound else { return socketError(error, EINVAL) }
+    // WSD-C8: the port is known, also of a wildcard listener.
+    guard companion.state.load() == CompanionState.bound, companion.localAddress.port != 0 else {
+        return socketError(error, EINVAL)
+    }
     companion.state.store(CompanionState.listening)
     companion.link(into: &providerState.pointee.listening)
     providerHalfWord(ProviderState.unregisteredOffset).store(1)

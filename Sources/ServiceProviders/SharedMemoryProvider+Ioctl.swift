@@ -92,7 +92,8 @@ func sharedMemoryIoctl(
 private func offerArgument(_ input: UnsafeRawPointer?, _ bytes: Int) -> SOCKSWITCH_OFFER? {
     guard let input, bytes >= MemoryLayout<SOCKSWITCH_OFFER>.size else { return nil }
     let offer = input.loadUnaligned(as: SOCKSWITCH_OFFER.self)
-    guard offer.BaseSocket >= 0, offer.Cookie & 0xF_FFFF < UInt64(FamilyArena.slotCount) else { return nil }
+    let slot = offer.Cookie & 0xF_FFFF
+    guard offer.BaseSocket >= 0, slot > 0, slot < UInt64(FamilyArena.slotCount) else { return nil }
     return offer
 }
 

@@ -11,7 +11,7 @@ import StreamRing
 // Everything but the announcement itself is pure memory. No thread, no allocation, nothing blocks.
 
 /// Tells the provider where the service is and which arena the family has. Called by the switch before the first
-/// WSPListen or WSPConnect; again after a change.
+/// WSPListen or WSPConnect; again after a change. The service is then tried without waiting.
 ///
 /// - servicePath: at most 107 bytes, zero-terminated, copied; nil or "": there is no service.
 /// - arenaDescriptor: the arena's memfd, passed with hello; stays the caller's. -1: none.
@@ -34,6 +34,8 @@ package func sharedMemoryProviderConfigure(
     state.pointee.arena = arena
     state.pointee.process = process
     state.pointee.pid = Int32(truncatingIfNeeded: ss_sys_getpid())
+    state.pointee.nextConnect = 0
+    state.pointee.connectBackOff = 0
     unlockProviders(mask)
 }
 
@@ -267,13 +269,14 @@ private func sharedMemoryEnumNetworkEvents(
     guard companion.events.load() & companion.interest.load() != 0 else { return 0 }
 
     let mask = lockProviders()
+    // FD_ACCEPT is up as long as an offer waits; FD_CONNECT is reported once.
+    if companion.record.pointee.paired.isEmpty, companion.record.pointee.failed.isEmpty {
+        companion.events.store(companion.events.load() & ~UInt32(FD_ACCEPT))
+    }
     let reported = companion.events.load() & companion.interest.load()
     result.pointee.lNetworkEvents = Int32(bitPattern: reported)
     if reported & UInt32(FD_CONNECT) != 0 { result.pointee.iErrorCode.4 = companion.record.pointee.error }
-    // FD_ACCEPT stays up while an offer waits; the others are reported once.
-    let isDrained = companion.record.pointee.paired.isEmpty && companion.record.pointee.failed.isEmpty
-    let kept = isDrained ? 0 : companion.events.load() & UInt32(FD_ACCEPT)
-    companion.events.store(companion.events.load() & ~reported | kept)
+    companion.events.store(companion.events.load() & ~(reported & ~UInt32(FD_ACCEPT)))
     unlockProviders(mask)
     return 0
 }
