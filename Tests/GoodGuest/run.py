@@ -215,7 +215,7 @@ class Runtimes(Guest):
 
     def test_python(self):
         source = self.path("guest.py", """
-import asyncio, hashlib, socket, socketserver, subprocess, sys, threading
+import asyncio, hashlib, os, socket, socketserver, subprocess, sys, threading
 async def talk():
     async def serve(r, w):
         while data := await r.read(4096):
@@ -239,15 +239,24 @@ asyncio.run(talk())
 class Echo(socketserver.StreamRequestHandler):
     def handle(self):
         for line in self.rfile: self.wfile.write(line)
-for kind in (socketserver.ThreadingTCPServer, socketserver.ForkingTCPServer):
-    with kind(('127.0.0.1', 0), Echo) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Echo) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for n in range(3):
+        with socket.create_connection(server.server_address) as s, s.makefile('rw') as f:
+            for i in range(50):
+                f.write(f'{n} {i}\\n'); f.flush(); assert f.readline() == f'{n} {i}\\n'
+    print(subprocess.run(['echo', 'x'], capture_output=True).stdout)
+    server.shutdown()
+with socketserver.ForkingTCPServer(('127.0.0.1', 0), Echo) as server:
+    child = os.fork()
+    if child == 0:
         for n in range(3):
             with socket.create_connection(server.server_address) as s, s.makefile('rw') as f:
                 for i in range(50):
                     f.write(f'{n} {i}\\n'); f.flush(); assert f.readline() == f'{n} {i}\\n'
-        print(kind.__name__, subprocess.run(['echo', 'x'], capture_output=True).stdout)
-        server.shutdown()
+        os._exit(7)
+    for n in range(3): server.handle_request()
+    print(os.waitpid(child, 0)[1])
 a, b = socket.socketpair(); a.settimeout(0.01)
 try: a.recv(1)
 except TimeoutError: print('timeout')
