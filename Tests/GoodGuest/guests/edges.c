@@ -377,10 +377,6 @@ static void waiting(void) {
     SETS;
     SHOW(select(-1, &reading, NULL, NULL, &(struct timeval){0, 0}));
     SHOW(select(0, &reading, NULL, NULL, &(struct timeval){0, 0}));
-    SHOW(select(1000000, &reading, NULL, NULL, &(struct timeval){0, 0}));
-    SETS;
-    FD_SET(900, &reading);
-    SHOW(select(901, &reading, NULL, NULL, &(struct timeval){0, 0}));
     SETS;
     struct timespec wait = {0, 1000000};
     SHOW(pselect(client + 1, &reading, NULL, NULL, &wait, NULL));
