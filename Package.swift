@@ -71,9 +71,9 @@ let package = Package(
         .target(name: "CProgramSupport", path: "Tests/Support/CProgramSupport"),
         .executableTarget(
             name: "StreamPair", dependencies: ["CProgramSupport"], path: "Tests/Support/StreamPair",
-            swiftSettings: swift6),
+            swiftSettings: [.swiftLanguageMode(.v6)]),
         .executableTarget(
-            name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench", swiftSettings: swift6),
+            name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench", swiftSettings: [.swiftLanguageMode(.v6)]),
 
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
         .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),

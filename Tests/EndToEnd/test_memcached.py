@@ -27,7 +27,7 @@ class Memcached(Case):
 
     def test_libmemcached_clients(self):
         self.start_server()
-        capable = self.run_program(["memcapable", "-a", "-h", "127.0.0.1", "-p", str(self.port)], seconds=100)
+        capable = self.run_program(["memccapable", "-a", "-h", "127.0.0.1", "-p", str(self.port)], seconds=100)
         self.assertIn("All tests passed", capable.output + capable.errors)
         statistics = self.run_program(["memcstat", f"--servers=127.0.0.1:{self.port}"])
         self.assertIn("curr_connections", statistics.output)
