@@ -67,6 +67,14 @@ let package = Package(
             dependencies: ["ControlPlane", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             path: "Sources/sockswitch",
             swiftSettings: swift6),
+        // Ordinary TCP programs for Tests/EndToEnd and Benchmarks: they know nothing of the switch.
+        .target(name: "CProgramSupport", path: "Tests/Support/CProgramSupport"),
+        .executableTarget(
+            name: "StreamPair", dependencies: ["CProgramSupport"], path: "Tests/Support/StreamPair",
+            swiftSettings: [.swiftLanguageMode(.v6)]),
+        .executableTarget(
+            name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench", swiftSettings: [.swiftLanguageMode(.v6)]),
+
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
         .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
         .testTarget(
