@@ -5,13 +5,23 @@ import StreamRing
 #endif
 
 // Sleep and wake. A side that goes to sleep raises a number in the peer's window, fences, and looks again; the peer rings
-// once for each number that it sees. Numbers are never taken back: a stale one costs the peer one needless ring.
+// once for each number that it sees. 0 asks for nothing. A stale number costs the peer one needless ring.
 extension Session {
     /// "Ring me when there is something to read." The caller looks again afterwards, before it sleeps.
-    package func armReceive() {
-        remote.armedForReceive.store(slot.armedForReceiveCounter.add(1))
+    /// Returns the number, for `disarmReceive`.
+    @discardableResult
+    package func armReceive() -> UInt64 {
+        let number = slot.armedForReceiveCounter.add(1)
+        remote.armedForReceive.store(number)
         publish(line: 2)
         fullFence()  // pairs with the fence in publishProducer
+        return number
+    }
+
+    /// Takes `number` back, if nobody has armed since: a waiter that is awake again spares the peer a ring. Only for a caller
+    /// who knows that nobody else relies on the number: no other sleeper, registration or process.
+    package func disarmReceive(_ number: UInt64) {
+        if connection.pointee.writer == nil { _ = remote.armedForReceive.compareExchange(number, 0) }
     }
 
     /// "Ring me when there is room to send."
@@ -25,7 +35,7 @@ extension Session {
     @inline(__always)
     func ringReceiver() {
         let armed = local.armedForReceive.load()
-        if armed != slot.rungForReceive.loadRelaxed() {
+        if armed != 0, armed != slot.rungForReceive.loadRelaxed() {
             slot.rungForReceive.storeRelaxed(armed)
             ring()
         }

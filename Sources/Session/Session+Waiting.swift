@@ -34,6 +34,8 @@ extension Session {
         if spin(receiving: true) { return leaveWatch(0) }
         if wait.rang { drainDoorbell() }
         wait.rang = false
+        doorbellSleepers.add(1)  // before arming: readiness takes a number back only when nobody else relies on it
+        defer { stopSleepingOnDoorbell() }
         armReceive()
         connection.pointee.writer?.progress()
         if looksReadable { return leaveWatch(0) }
@@ -48,6 +50,8 @@ extension Session {
     func waitToSend(_ fd: Int32, _ wait: inout WaitState) -> Int {
         guard enterWatch() else { return 0 }
         let onTCP = sendsOnTCP
+        doorbellSleepers.add(1)
+        defer { stopSleepingOnDoorbell() }
         var atMost = WaitState.never
         if !onTCP {
             if spin(receiving: false) { return leaveWatch(0) }
@@ -172,14 +176,12 @@ extension Session {
             if start >= wait.deadline { return -Int(EAGAIN) }
             nanoseconds = min(nanoseconds, wait.deadline &- start)
         }
-        if notification >= 0 { doorbellSleepers.add(1) }
         let result = withUnsafeMutableBytes(of: &entries) { entries in
             let list = entries.baseAddress?.assumingMemoryBound(to: pollfd.self)
             if nanoseconds == WaitState.never { return ss_sys_ppoll(list, 2, nil, nil) }
             var timeout = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
             return ss_sys_ppoll(list, 2, &timeout, nil)
         }
-        if notification >= 0 { stopSleepingOnDoorbell() }
         if result == -Int(EINTR) {
             // The kernel restarts a receive or send after a handler with SA_RESTART, unless it has a time-out.
             return ss_session_state.interrupting_signals != 0 || wait.deadline != WaitState.never ? -Int(EINTR) : 0

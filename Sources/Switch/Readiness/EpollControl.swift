@@ -149,6 +149,7 @@ struct SocketControl {
         one.data = ss_event_data(event, 0)
         one.state = Registration.State.live
         let connection = connectionRecord(socket)
+        if connection.pointee.firstRegistration != 0 { markNotAlone(one) }
         one.nextInSocket = UInt32(bitPattern: connection.pointee.firstRegistration)
         connection.pointee.firstRegistration = Int32(bitPattern: index)
         sessionOf(socket).slot.epollRegistrations.add(1)
@@ -157,6 +158,19 @@ struct SocketControl {
         container.link(root, index)
         if outcome == .acquired { container.lock.unlock() }
         return true
+    }
+
+    private func markNotAlone(_ new: Registration) {
+        new.insert(Registration.State.notAlone)
+        var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+        while index != 0 {
+            let one = root.registration(index)
+            let container = root.set(Int(one.set))
+            let outcome = container.lock.lock()
+            one.insert(Registration.State.notAlone)
+            if outcome == .acquired { container.lock.unlock() }
+            index = one.nextInSocket
+        }
     }
 
     private func addDual(_ record: Int, _ event: UnsafeMutablePointer<epoll_event>) -> Int {

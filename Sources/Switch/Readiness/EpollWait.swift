@@ -271,7 +271,7 @@ struct EpollWaiter {
         now = ss_monotonic_ns()
         var count = set.scan(root, events, 0, maximum, now, mayAsk: true)
         if count > 0 {
-            set.sleepers.subtract(1)
+            stopSleeping()
             return count
         }
         let start = now
@@ -284,7 +284,7 @@ struct EpollWaiter {
                 ? kernelWait(root, descriptor, events, room, nil, mask)
                 : kernelWait(root, descriptor, events, room, &timeout, mask)
         }
-        set.sleepers.subtract(1)
+        stopSleeping()
         if count < 0 { return count }
         now = ss_monotonic_ns()
         set.lastKernelPoll.storeRelaxed(now)
@@ -297,6 +297,11 @@ struct EpollWaiter {
         count = set.scan(root, events, sift(0, count), maximum, now, mayAsk: isOver)
         if count > 0 || isOver { return count }
         return EpollWaiter.goOn
+    }
+
+    private func stopSleeping() {
+        set.sleepers.subtract(1)
+        set.disarmAll(root)
     }
 
     /// What must be in order before others use the set while this thread is away.

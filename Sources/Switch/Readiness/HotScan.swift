@@ -89,8 +89,20 @@ extension Registration {
         guard !has(State.disabled) else { return }
         let session = sessionOf(socket)
         guard session.isUp else { return }
-        if wantsInput { session.armReceive() }
+        if wantsInput { armed = session.armReceive() }
         if waitsForRoom { session.armSend() }
+    }
+
+    /// Awake again: the peer need not ring for what this thread looks at anyway. Unless somebody else may rely on it.
+    func disarm() {
+        let number = armed
+        if number == 0 { return }
+        armed = 0
+        let session = sessionOf(socket)
+        guard session.isUp, !has(State.notAlone), session.slot.holders.loadRelaxed() <= 1,
+            session.doorbellSleepers.loadSequential() == 0
+        else { return }
+        session.disarmReceive(number)
     }
 
     /// The provider has writes that only our calls carry on.
@@ -208,6 +220,21 @@ extension EpollSet {
         lock.unlock()
         fullFence()  // pairs with the fences after the peer's publishing
         return longest
+    }
+
+    /// After a sleep, or instead of one.
+    func disarmAll(_ root: ReadinessRoot) {
+        if sleepers.loadSequential() != 0 || has(Flags.nested) { return }
+        guard lock.lock() == .acquired else { return }
+        var index = hotHead
+        var left = hotCount
+        while left > 0 {
+            let one = root.registration(index)
+            one.disarm()
+            index = one.hotNext
+            left &-= 1
+        }
+        lock.unlock()
     }
 
     /// Lets the sessions of hot registrations invite, follow cuts and pull back.

@@ -38,6 +38,8 @@ struct Registration {
         static var starved: UInt32 { 1024 }
         /// Other registrations of the same socket in this set rely on this one's doorbell.
         static var sharedDoorbell: UInt32 { 2048 }
+        /// The socket has, or had, another registration in this process.
+        static var notAlone: UInt32 { 4096 }
     }
 
     @inline(__always) private func half(_ offset: Int) -> UnsafeMutablePointer<UInt32> {
@@ -76,6 +78,9 @@ struct Registration {
     @inline(__always) var lastKernelLook: UInt64 { get { full(80).pointee } nonmutating set { full(80).pointee = newValue } }
     /// Threads that call the session's `maintain` for it without the set's lock.
     @inline(__always) var users: Word { Word(base, 88) }
+
+    /// The number with which this registration last asked for a ring, 0 = taken back.
+    @inline(__always) var armed: UInt64 { get { full(96).pointee } nonmutating set { full(96).pointee = newValue } }
 
     @inline(__always) func has(_ bit: UInt32) -> Bool { state & bit != 0 }
     @inline(__always) func insert(_ bits: UInt32) { state |= bits }
