@@ -106,6 +106,10 @@ struct SocketControl {
         guard let event else { return ss_sys_epoll_ctl(set, ControlOperation.add, fd, nil) }
         if index != 0 {
             let one = root.registration(index)
+            if one.has(Registration.State.dormant) {
+                if revive(index, event) { return 0 }
+                return addDual(record, event)
+            }
             if one.has(Registration.State.dual) || one.has(Registration.State.absent) { return -Int(EEXIST) }
         }
         if connectionRecord(socket).pointee.watchedAsDual { return addDual(record, event) }
@@ -135,6 +139,39 @@ struct SocketControl {
         let result = root.tellKernelPlainly(made, ControlOperation.add, set)
         if result < 0 { root.drop(made) }
         return result
+    }
+
+    /// Takes a dormant registration back into use: no call of the kernel's. False: it is gone, and must be made anew.
+    private func revive(_ index: UInt32, _ event: UnsafeMutablePointer<epoll_event>) -> Bool {
+        let one = root.registration(index)
+        let bits = ss_event_bits(event, 0)
+        if bits & Interest.exclusive != 0 {
+            root.forgetDormant(index)
+            return false
+        }
+        let container = root.set(Int(one.set))
+        let outcome = container.lock.lock()
+        one.events = bits
+        one.data = ss_event_data(event, 0)
+        one.remove(Registration.State.dormant)
+        if outcome == .acquired { container.lock.unlock() }
+        root.rearm(index)
+        return true
+    }
+
+    /// The program deletes a dual registration: it stays in the kernel, without a voice. False: it must really go.
+    private func putToSleep(_ index: UInt32) -> Bool {
+        let one = root.registration(index)
+        guard one.has(Registration.State.dual), one.events & Interest.exclusive == 0,
+            sessionOf(socket).slot.holders.load() == 1
+        else { return false }
+        let container = root.set(Int(one.set))
+        guard container.descriptor == set, container.lock.lock() == .acquired else { return false }
+        container.makeCold(root, index)
+        one.remove(Registration.State.look | Registration.State.edge | Registration.State.starved)
+        one.insert(Registration.State.dormant | Registration.State.disabled)
+        container.lock.unlock()
+        return true
     }
 
     /// Makes the record of a registration. False: there is no memory for it.
@@ -192,6 +229,7 @@ struct SocketControl {
     private func modify(_ index: UInt32, _ event: UnsafeMutablePointer<epoll_event>?) -> Int {
         guard index != 0, let event else { return ss_sys_epoll_ctl(set, ControlOperation.modify, fd, event) }
         let one = root.registration(index)
+        if one.has(Registration.State.dormant) { return -Int(ENOENT) }
         let bits = ss_event_bits(event, 0)
         let data = ss_event_data(event, 0)
         if one.has(Registration.State.dual) {
@@ -243,6 +281,8 @@ struct SocketControl {
     private func delete(_ index: UInt32, _ event: UnsafeMutablePointer<epoll_event>?) -> Int {
         guard index != 0 else { return ss_sys_epoll_ctl(set, ControlOperation.delete, fd, event) }
         let one = root.registration(index)
+        if one.has(Registration.State.dormant) { return -Int(ENOENT) }
+        if putToSleep(index) { return 0 }
         let absent = one.has(Registration.State.absent)
         let result = absent ? 0 : ss_sys_epoll_ctl(set, ControlOperation.delete, fd, event)
         // ENOENT: another process that shares the set has deleted it.

@@ -54,8 +54,9 @@ package func readinessBecamePlain(_ socket: Int) {
     connection.pointee.watchedAsDual = false
     var index = UInt32(bitPattern: connection.pointee.firstRegistration)
     while index != 0 {
+        let next = root.registration(index).nextInSocket
         root.makePlain(index)
-        index = root.registration(index).nextInSocket
+        index = next
     }
     if outcome == .acquired { lock.unlock() }
 }
@@ -78,6 +79,11 @@ package func readinessForget(_ fd: Int32, _ socket: Int) {
         let one = root.registration(index)
         let next = one.nextInSocket
         if one.descriptor == fd {
+            if one.has(Registration.State.dormant) {
+                root.forgetDormant(index)
+                index = next
+                continue
+            }
             if one.has(Registration.State.dual) {
                 if alone {
                     root.removeDoorbell(index)

@@ -38,6 +38,9 @@ struct Registration {
         static var starved: UInt32 { 1024 }
         /// Other registrations of the same socket in this set rely on this one's doorbell.
         static var sharedDoorbell: UInt32 { 2048 }
+        /// Dual, and the program has deleted it: the kernel keeps ours until the descriptor goes, because a program that
+        /// deletes a registration (a client after each write, say) soon makes it anew. Always with `disabled`.
+        static var dormant: UInt32 { 4096 }
         /// The socket has, or had, another registration in this process.
         static var notAlone: UInt32 { 4096 }
     }

@@ -81,9 +81,18 @@ extension ReadinessRoot {
         }
     }
 
+    /// Ends a registration that the program has deleted before.
+    func forgetDormant(_ index: UInt32) {
+        let one = registration(index)
+        _ = ss_sys_epoll_ctl(set(Int(one.set)).descriptor, ControlOperation.delete, one.descriptor, nil)
+        removeDoorbell(index)
+        drop(index)
+    }
+
     /// Back to the program's own registration.
     func makePlain(_ index: UInt32) {
         let one = registration(index)
+        if one.has(Registration.State.dormant) { return forgetDormant(index) }
         guard one.has(Registration.State.dual) else { return }
         removeDoorbell(index)
         let container = set(Int(one.set))
