@@ -14,9 +14,8 @@ func sharedMemoryIoctl(
     returned?.pointee = 0
     switch Int(code) {
     case Int(SIO_GET_EXTENSION_FUNCTION_POINTER):
-        guard let input, inputBytes >= MemoryLayout<GUID>.size, let output, outputBytes >= 8 else {
-            return socketError(error, EINVAL)
-        }
+        guard let input, inputBytes >= MemoryLayout<GUID>.size else { return socketError(error, EINVAL) }
+        guard let output, outputBytes >= 8 else { return socketError(error, EFAULT) }
         guard let function = extensionFunction(ss_extension_of(input)) else { return socketError(error, EOPNOTSUPP) }
         output.storeBytes(of: function, as: UnsafeRawPointer.self)
         returned?.pointee = 8

@@ -204,12 +204,13 @@ private func sharedMemoryBind(
     return 0
 }
 
+private func isReadOnlyOption(_ level: Int32, _ name: Int32) -> Bool {
+    level == SOL_SOCKET && (name == Int32(SO_MAX_MSG_SIZE) || name == Int32(SO_MAX_RDMA_SIZE))
+}
+
 /// Options that change which bytes the program sees, or when: such a socket is better left on TCP.
-private func isUnsupportedOption(_ level: Int32, _ name: Int32) -> Bool {
-    if level == SOL_SOCKET {
-        return name == SO_ATTACH_FILTER || name == SO_ATTACH_BPF || name == SO_ZEROCOPY
-            || name == Int32(SO_MAX_MSG_SIZE) || name == Int32(SO_MAX_RDMA_SIZE)
-    }
+private func onlyTCPServes(_ level: Int32, _ name: Int32) -> Bool {
+    if level == SOL_SOCKET { return name == SO_ATTACH_FILTER || name == SO_ATTACH_BPF || name == SO_ZEROCOPY }
     return level == Int32(IPPROTO_TCP) && (name == TCP_ULP || name == TCP_REPAIR || name == TCP_MD5SIG)
 }
 
@@ -221,8 +222,9 @@ private func sharedMemorySetOption(
     let known =
         level == SOL_SOCKET || level == Int32(IPPROTO_TCP) || level == Int32(IPPROTO_IP)
         || level == Int32(IPPROTO_IPV6)
-    guard known, !isUnsupportedOption(level, name) else { return socketError(error, ENOPROTOOPT) }
-    return 0
+    guard known else { return socketError(error, ENOPROTOOPT) }
+    if isReadOnlyOption(level, name) { return socketError(error, ENOPROTOOPT) }
+    return onlyTCPServes(level, name) ? socketError(error, EOPNOTSUPP) : 0
 }
 
 private func sharedMemoryGetOption(

@@ -71,9 +71,12 @@ extension ServiceProviders {
             for (level, name) in [(SOL_SOCKET, SO_KEEPALIVE), (Int32(IPPROTO_TCP), TCP_NODELAY), (Int32(IPPROTO_IPV6), 26)] {
                 #expect(provider.calls.lpWSPSetSockOpt(socket, level, name, &value, 4, &error) == 0)
             }
-            for (level, name) in [(SOL_SOCKET, SO_ATTACH_FILTER), (Int32(IPPROTO_TCP), TCP_ULP), (Int32(132), Int32(1))] {
+            for (level, name, expected) in [
+                (SOL_SOCKET, SO_ATTACH_FILTER, EOPNOTSUPP), (Int32(IPPROTO_TCP), TCP_ULP, EOPNOTSUPP),
+                (SOL_SOCKET, Int32(SO_MAX_MSG_SIZE), ENOPROTOOPT), (Int32(132), Int32(1), ENOPROTOOPT),
+            ] {
                 #expect(provider.calls.lpWSPSetSockOpt(socket, level, name, &value, 4, &error) == -1)
-                #expect(error == ENOPROTOOPT)
+                #expect(error == expected)
             }
             var length: socklen_t = 4
             #expect(provider.calls.lpWSPGetSockOpt(socket, SOL_SOCKET, Int32(SO_MAX_MSG_SIZE), &value, &length, &error) == 0)
@@ -236,4 +239,12 @@ extension ServiceProviders {
             provider.end()
         }
     }
+}
+
+/// The reasons of the C interface are those of the switch.
+@Test func reasonNumbersAgree() {
+    #expect(Int(SOCKSWITCH_REASON_NONE) == Int(Reason.none.rawValue))
+    #expect(Int(SOCKSWITCH_REASON_PEER_NOT_SWITCHED) == Int(Reason.peerNotSwitched.rawValue))
+    #expect(Int(SOCKSWITCH_REASON_COMPANION_FAILED) == Int(Reason.companionFailed.rawValue))
+    #expect(Int(SOCKSWITCH_REASON_PEER_POLICY) == Int(Reason.peerPolicy.rawValue))
 }
