@@ -81,6 +81,7 @@ let package = Package(
             name: "ServiceProvidersTests",
             dependencies: ["ServiceProviders", "Session", "SocketTable", "Rendezvous", "StreamRing", "CSocketSwitch"],
             swiftSettings: swift6),
+        .testTarget(name: "InterposerTests", swiftSettings: swift6),
         .testTarget(name: "SwitchTests", dependencies: ["Switch", "SocketTable", "CSocketSwitch"], swiftSettings: swift6),
     ]
 )

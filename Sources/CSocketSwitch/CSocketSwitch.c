@@ -1,5 +1,8 @@
 #include "CSocketSwitch.h"
 
+#include <pthread.h>
+#include <sys/single_threaded.h>
+
 uint32_t ss_descriptor_table[SS_DESCRIPTORS];
 unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((aligned(64)));
 struct ss_session_state ss_session_state;
@@ -18,3 +21,13 @@ static __thread struct ss_poll_stamp poll_stamp __attribute__((tls_model("initia
 struct ss_poll_stamp *ss_thread_poll_stamp(void) { return &poll_stamp; }
 
 void ss_thread_id_reset(void) { thread_id = 0; }
+
+// As libc's own cancellation points do it: cancellable at any moment, but only around the bare system call.
+long ss_sleeping_syscall6(long n, long a, long b, long c, long d, long e, long f) {
+    if (__libc_single_threaded) return ss_syscall6(n, a, b, c, d, e, f);
+    int type, ignored;
+    pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &type);
+    long result = ss_syscall6(n, a, b, c, d, e, f);
+    pthread_setcanceltype(type, &ignored);
+    return result;
+}

@@ -39,7 +39,7 @@ package func switchListen(_ fd: Int32, _ backlog: Int32) -> Int {
 }
 
 package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int {
-    let result = ss_sys_connect(fd, address, length)
+    let result = ss_sleeping_connect(fd, address, length)
     guard result == 0 || result == -Int(EINPROGRESS) || result == -Int(EINTR), let index = socketIndex(fd), let address, length >= 2
     else { return result }
     let session = sessionOf(index)

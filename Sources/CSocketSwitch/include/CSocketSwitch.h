@@ -71,6 +71,10 @@ static inline __attribute__((always_inline)) void ss_pause(void) { __asm__ volat
 #error "SocketSwitch supports x86-64 and AArch64"
 #endif
 
+/// A system call in which the thread may sleep as a cancellation point must: a pthread_cancel that arrives meanwhile ends
+/// the thread here (a lock held across it stays locked). Like `ss_syscall6` while the process has one thread.
+long ss_sleeping_syscall6(long n, long a, long b, long c, long d, long e, long f);
+
 static inline long ss_sys_read(int fd, void *p, size_t n) { return ss_syscall6(SYS_read, fd, (long)p, (long)n, 0, 0, 0); }
 static inline long ss_sys_write(int fd, const void *p, size_t n) { return ss_syscall6(SYS_write, fd, (long)p, (long)n, 0, 0, 0); }
 static inline long ss_sys_pread(int fd, void *p, size_t n, int64_t off) { return ss_syscall6(SYS_pread64, fd, (long)p, (long)n, (long)off, 0, 0); }
@@ -80,26 +84,39 @@ static inline long ss_sys_socket(int af, int type, int proto) { return ss_syscal
 static inline long ss_sys_bind(int fd, const void *a, unsigned n) { return ss_syscall6(SYS_bind, fd, (long)a, n, 0, 0, 0); }
 static inline long ss_sys_listen(int fd, int backlog) { return ss_syscall6(SYS_listen, fd, backlog, 0, 0, 0, 0); }
 static inline long ss_sys_connect(int fd, const void *a, unsigned n) { return ss_syscall6(SYS_connect, fd, (long)a, n, 0, 0, 0); }
-static inline long ss_sys_accept4(int fd, void *a, void *n, int flags) { return ss_syscall6(SYS_accept4, fd, (long)a, (long)n, flags, 0, 0); }
+/// The program's own connect; that of the library to its service is no cancellation point.
+static inline long ss_sleeping_connect(int fd, const void *a, unsigned n) { return ss_sleeping_syscall6(SYS_connect, fd, (long)a, n, 0, 0, 0); }
+static inline long ss_sys_accept4(int fd, void *a, void *n, int flags) { return ss_sleeping_syscall6(SYS_accept4, fd, (long)a, (long)n, flags, 0, 0); }
 static inline long ss_sys_shutdown(int fd, int how) { return ss_syscall6(SYS_shutdown, fd, how, 0, 0, 0, 0); }
 static inline long ss_sys_getsockname(int fd, void *a, void *n) { return ss_syscall6(SYS_getsockname, fd, (long)a, (long)n, 0, 0, 0); }
 static inline long ss_sys_getpeername(int fd, void *a, void *n) { return ss_syscall6(SYS_getpeername, fd, (long)a, (long)n, 0, 0, 0); }
 static inline long ss_sys_getsockopt(int fd, int l, int o, void *v, void *n) { return ss_syscall6(SYS_getsockopt, fd, l, o, (long)v, (long)n, 0); }
 static inline long ss_sys_setsockopt(int fd, int l, int o, const void *v, unsigned n) { return ss_syscall6(SYS_setsockopt, fd, l, o, (long)v, n, 0); }
-static inline long ss_sys_sendmsg(int fd, const void *m, int flags) { return ss_syscall6(SYS_sendmsg, fd, (long)m, flags, 0, 0, 0); }
-static inline long ss_sys_recvmsg(int fd, void *m, int flags) { return ss_syscall6(SYS_recvmsg, fd, (long)m, flags, 0, 0, 0); }
-static inline long ss_sys_sendto(int fd, const void *p, size_t n, int flags) { return ss_syscall6(SYS_sendto, fd, (long)p, (long)n, flags, 0, 0); }
-static inline long ss_sys_recvfrom(int fd, void *p, size_t n, int flags) { return ss_syscall6(SYS_recvfrom, fd, (long)p, (long)n, flags, 0, 0); }
+static inline long ss_sys_sendmsg(int fd, const void *m, int flags) { return flags & MSG_DONTWAIT ? ss_syscall6(SYS_sendmsg, fd, (long)m, flags, 0, 0, 0) : ss_sleeping_syscall6(SYS_sendmsg, fd, (long)m, flags, 0, 0, 0); }
+static inline long ss_sys_recvmsg(int fd, void *m, int flags) { return flags & MSG_DONTWAIT ? ss_syscall6(SYS_recvmsg, fd, (long)m, flags, 0, 0, 0) : ss_sleeping_syscall6(SYS_recvmsg, fd, (long)m, flags, 0, 0, 0); }
+static inline long ss_sys_sendto(int fd, const void *p, size_t n, int flags) { return flags & MSG_DONTWAIT ? ss_syscall6(SYS_sendto, fd, (long)p, (long)n, flags, 0, 0) : ss_sleeping_syscall6(SYS_sendto, fd, (long)p, (long)n, flags, 0, 0); }
+static inline long ss_sys_recvfrom(int fd, void *p, size_t n, int flags) { return flags & MSG_DONTWAIT ? ss_syscall6(SYS_recvfrom, fd, (long)p, (long)n, flags, 0, 0) : ss_sleeping_syscall6(SYS_recvfrom, fd, (long)p, (long)n, flags, 0, 0); }
 static inline long ss_sys_ioctl(int fd, unsigned long req, void *p) { return ss_syscall6(SYS_ioctl, fd, (long)req, (long)p, 0, 0, 0); }
 static inline long ss_sys_fcntl(int fd, int cmd, long arg) { return ss_syscall6(SYS_fcntl, fd, cmd, arg, 0, 0, 0); }
-static inline long ss_sys_ppoll(struct pollfd *p, size_t n, const struct timespec *t, const void *mask) { return ss_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0); }
+static inline int ss_is_now(const struct timespec *t) { return t && t->tv_sec == 0 && t->tv_nsec == 0; }
+static inline long ss_sys_ppoll(struct pollfd *p, size_t n, const struct timespec *t, const void *mask) {
+    return ss_is_now(t) ? ss_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0)
+        : ss_sleeping_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0);
+}
 static inline long ss_sys_epoll_ctl(int ep, int op, int fd, struct epoll_event *e) { return ss_syscall6(SYS_epoll_ctl, ep, op, fd, (long)e, 0, 0); }
-static inline long ss_sys_epoll_pwait(int ep, struct epoll_event *e, int n, int timeout, const void *mask) { return ss_syscall6(SYS_epoll_pwait, ep, (long)e, n, timeout, (long)mask, mask ? 8 : 0); }
-static inline long ss_sys_epoll_pwait2(int ep, struct epoll_event *e, int n, const struct timespec *t, const void *mask) { return ss_syscall6(SYS_epoll_pwait2, ep, (long)e, n, (long)t, (long)mask, mask ? 8 : 0); }
+static inline long ss_sys_epoll_pwait(int ep, struct epoll_event *e, int n, int timeout, const void *mask) {
+    return timeout == 0 ? ss_syscall6(SYS_epoll_pwait, ep, (long)e, n, timeout, (long)mask, mask ? 8 : 0)
+        : ss_sleeping_syscall6(SYS_epoll_pwait, ep, (long)e, n, timeout, (long)mask, mask ? 8 : 0);
+}
+static inline long ss_sys_epoll_pwait2(int ep, struct epoll_event *e, int n, const struct timespec *t, const void *mask) {
+    return ss_is_now(t) ? ss_syscall6(SYS_epoll_pwait2, ep, (long)e, n, (long)t, (long)mask, mask ? 8 : 0)
+        : ss_sleeping_syscall6(SYS_epoll_pwait2, ep, (long)e, n, (long)t, (long)mask, mask ? 8 : 0);
+}
 /// `left` (may be NULL) is read and, as the kernel does, updated with what is left.
 static inline long ss_sys_pselect6(int n, void *r, void *w, void *e, struct timespec *left, const void *mask) {
     struct { const void *mask; size_t bytes; } signals = {mask, 8};
-    return ss_syscall6(SYS_pselect6, n, (long)r, (long)w, (long)e, (long)left, (long)(mask ? &signals : NULL));
+    return ss_is_now(left) ? ss_syscall6(SYS_pselect6, n, (long)r, (long)w, (long)e, (long)left, (long)(mask ? &signals : NULL))
+        : ss_sleeping_syscall6(SYS_pselect6, n, (long)r, (long)w, (long)e, (long)left, (long)(mask ? &signals : NULL));
 }
 static inline long ss_sys_getrandom(void *p, size_t n) { return ss_syscall6(SYS_getrandom, (long)p, (long)n, 1, 0, 0, 0); }
 static inline long ss_sys_eventfd(unsigned v, int flags) { return ss_syscall6(SYS_eventfd2, v, flags, 0, 0, 0, 0); }
