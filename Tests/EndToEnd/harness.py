@@ -433,36 +433,52 @@ class Case(unittest.TestCase):
 
     def prove_companion(self, port, while_running=None, minimum_bytes=100_000, both_ends=True, seconds=20, share=0.99,
                         minimum_connections=1):
-        """At least 99 % of the bytes of the live connections went over companions: the switch says so, and the kernel's
-        counters of the same TCP sockets agree. Traffic may go on meanwhile."""
+        """Once all live connections of `port` are on companions both ways, at least 99 % of the bytes that follow go over
+        companions: the switch says so, and the kernel's counters of the same TCP sockets agree. Traffic goes on meanwhile."""
         if settings.plain:
             return None
-        last = {}
+        entries, kernel = [], []
 
-        def proved():
-            entries = self.connections(port)
-            kernel = kernel_counters(port)
-            last.update(entries=entries, kernel=kernel)
+        def look():
+            entries[:] = self.connections(port)
+            kernel[:] = kernel_counters(port)
             if while_running and not while_running.running():
                 self.fail(f"{while_running.name} ended before the proof\n{describe()}\n{while_running.describe()}")
-            kinds = {entry["kind"] for entry in entries}
-            if len(entries) < minimum_connections or (both_ends and kinds != {"connected", "accepted"}):
-                return None
-            part, companion = self.share(entries)
-            over_tcp = sum(entry["sent"] + entry["received"] for entry in kernel)
-            last.update(part=part, companion=companion, over_tcp=over_tcp)
-            if part < share or companion < minimum_bytes or not kernel:
-                return None
-            return part if over_tcp <= (1 - share) * companion / share else None
 
         def describe():
-            lines = [f"share {last.get('part')}, companion bytes {last.get('companion')}, kernel bytes {last.get('over_tcp')}"]
-            lines += [json.dumps(entry) for entry in last.get("entries", [])[:12]]
-            lines += [str(entry) for entry in last.get("kernel", [])[:12]]
-            return "\n".join(lines)
-        part = self.wait_until(proved, f"{share:.0%} of the bytes on port {port} over companions", seconds, describe)
-        note(f"{part:.3%} over companions")
-        return last["entries"]
+            return "\n".join([json.dumps(entry) for entry in entries[:12]] + [str(entry) for entry in kernel[:12]])
+
+        def upgraded():
+            look()
+            kinds = {entry["kind"] for entry in entries}
+            return (len(entries) >= minimum_connections and kernel and (not both_ends or kinds == {"connected", "accepted"})
+                    and all(entry["sendCarrier"] == entry["receiveCarrier"] == "companion" for entry in entries))
+        self.wait_until(upgraded, f"every connection of port {port} on its companion", seconds, describe)
+        overall = self.share(entries)[0]
+
+        def tallies():
+            switch = {(entry["local"], entry["peer"]): entry["bytes"] for entry in entries}
+            return switch, {(entry["local"], entry["peer"]): entry["sent"] + entry["received"] for entry in kernel}
+        switch_before, kernel_before = tallies()
+        tally = {}
+
+        def moved():
+            look()
+            switch_now, kernel_now = tallies()
+            tally.update(companion=0, tcp=0, kernel=0)
+            for key in switch_before.keys() & switch_now.keys():
+                for name, value in switch_now[key].items():
+                    tally["companion" if name.startswith("companion") else "tcp"] += value - switch_before[key][name]
+            for key in kernel_before.keys() & kernel_now.keys():
+                tally["kernel"] += kernel_now[key] - kernel_before[key]
+            return tally["companion"] + tally["tcp"] >= minimum_bytes
+        self.wait_until(moved, f"{minimum_bytes} bytes on port {port}", seconds, lambda: f"{tally}\n{describe()}")
+        part = tally["companion"] / (tally["companion"] + tally["tcp"])
+        self.assertGreaterEqual(part, share, f"share of the bytes over companions, by ps: {tally}\n{describe()}")
+        self.assertLessEqual(tally["kernel"], (1 - share) * tally["companion"] / share,
+                             f"bytes over TCP by the kernel's counters: {tally}\n{describe()}")
+        note(f"{part:.3%} over companions after the upgrade, {overall:.1%} at it")
+        return list(entries)
 
     def prove_tcp(self, port, reason, while_running=None, seconds=15):
         """A live connection of `port` is on TCP, both ways, for `reason`."""
