@@ -1,0 +1,64 @@
+# make demo   builds and shows unmodified redis on TCP, then over companion sockets, with figures and the proof
+# make test   all tests (short forms)
+# make build  the product, staged in out/: bin/sockswitch, bin/sockswitchd, lib/libsockswitch.so
+# make bench  the figures, beside TCP and Unix sockets (minutes)
+# make deps   installs the Debian packages that are missing
+# Every target may be run again; each installs what it misses.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+SWIFT ?= swift
+RELEASE := .build/release
+
+.PHONY: all demo test build bench deps unit-test thread-test end-to-end guests rules clean
+
+all: build
+
+deps:
+	@bash Scripts/install-deps.sh
+
+build: deps
+	@echo "== building (release)"
+	$(SWIFT) build -c release --product sockswitch
+	$(SWIFT) build -c release --product sockswitchd
+	$(SWIFT) build -c release --product sockswitch-tool
+	@mkdir -p out/bin out/lib
+	@install -m 755 $(RELEASE)/sockswitch-tool out/bin/sockswitch
+	@install -m 755 $(RELEASE)/sockswitchd out/bin/sockswitchd
+	@install -m 755 $(RELEASE)/libsockswitch.so out/lib/libsockswitch.so
+	@echo "== staged: out/bin/sockswitch out/bin/sockswitchd out/lib/libsockswitch.so"
+
+demo: build
+	@bash Examples/demo.sh
+
+test: build unit-test thread-test end-to-end guests rules
+	@echo "== all tests passed"
+
+unit-test: deps
+	@echo "== unit tests (debug)"
+	$(SWIFT) build --build-tests
+	$(SWIFT) test --skip-build
+
+thread-test: deps
+	@echo "== the session under thread sanitizer"
+	STREAM_SECONDS=$${STREAM_SECONDS:-2} $(SWIFT) test --sanitize=thread --scratch-path .build/tsan --filter SessionTests
+
+end-to-end: build
+	@echo "== real programs under the switch"
+	$(SWIFT) build -c release --product StreamPair
+	$(PYTHON) Tests/EndToEnd/run.py --build-dir $(RELEASE)
+
+guests: build
+	@echo "== ordinary programs with the library loaded"
+	$(PYTHON) Tests/GoodGuest/run.py --preload $(CURDIR)/out/lib/libsockswitch.so
+	$(PYTHON) Tests/GoodGuest/run.py --preload $(CURDIR)/out/lib/libsockswitch.so --wrapper '$(CURDIR)/out/bin/sockswitch run --'
+
+rules:
+	@if [ -x Scripts/check-rules.sh ]; then bash Scripts/check-rules.sh; fi
+
+bench: build
+	$(SWIFT) build -c release --product sockbench
+	$(PYTHON) Benchmarks/run.py --build-dir $(RELEASE)
+
+clean:
+	rm -rf .build out
