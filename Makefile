@@ -25,7 +25,7 @@ build: deps
 	@mkdir -p out/bin out/lib
 	@install -m 755 $(RELEASE)/sockswitch-tool out/bin/sockswitch
 	@install -m 755 $(RELEASE)/sockswitchd out/bin/sockswitchd
-	@install -m 755 $(RELEASE)/libsockswitch.so out/lib/libsockswitch.so
+	@strip --strip-unneeded -o out/lib/libsockswitch.so $(RELEASE)/libsockswitch.so && chmod 755 out/lib/libsockswitch.so
 	@echo "== staged: out/bin/sockswitch out/bin/sockswitchd out/lib/libsockswitch.so"
 
 demo: build

@@ -108,11 +108,9 @@ struct PollWaiter {
             var ready = look(now)
             if ready == 0 || isDue {
                 stamp?.pointee = ss_poll_stamp(nanoseconds: now, list: UnsafeRawPointer(list))
-                let result = askKernel(ready == 0 && deadline == Deadline.now ? mask : nil)
-                if result < 0, ready == 0 { return result }
-                ready &+= max(result, 0)
+                ready = askKernel(now, ready == 0 && deadline == Deadline.now ? mask : nil)
             }
-            if ready > 0 { return ready }
+            if ready != 0 { return ready }
             if deadline == Deadline.now {
                 maintain()
                 return look(now)
@@ -120,7 +118,7 @@ struct PollWaiter {
             if !hasSpun {
                 hasSpun = true
                 ready = spin(now)
-                if ready > 0 { return ready }
+                if ready != 0 { return ready }
             }
             ready = sleep(&now)
             if ready != PollWaiter.goOn { return ready }
@@ -168,31 +166,27 @@ struct PollWaiter {
         return false
     }
 
-    /// Asks the kernel, without waiting, about everything that is not dual. Returns how many entries have events, or -errno.
-    private func askKernel(_ mask: UnsafeRawPointer?) -> Int {
-        var others = 0
+    /// Asks the kernel, without waiting: about everything that is not dual, and whether the TCP carrier of what is dual has
+    /// ended. Returns how many entries of the list have events, dual ones included, or -errno.
+    private func askKernel(_ now: UInt64, _ mask: UnsafeRawPointer?) -> Int {
+        var asked = 0
         var index = 0
         while index < count {
             var entry = list[index]
-            if dualSocket(entry.fd) != 0 { entry.fd = -1 } else if entry.fd >= 0 { others &+= 1 }
+            let socket = dualSocket(entry.fd)
+            if socket != 0 {
+                if sessionOf(socket).has(Slot.Flags.tcpEnded) { entry.fd = -1 }
+                entry.events = Int16(POLLRDHUP) | (entry.events & Int16(POLLPRI))
+            }
+            if entry.fd >= 0 { asked &+= 1 }
             entry.revents = 0
             extended[index] = entry
             index &+= 1
         }
-        if others == 0, mask == nil { return 0 }
-        var now = timespec(tv_sec: 0, tv_nsec: 0)
-        let result = ss_sys_ppoll(extended, count, &now, mask)
-        if result > 0 { takeKernelEvents() }
-        return result
-    }
-
-    /// Copies what the kernel found for the entries that it answers for.
-    private func takeKernelEvents() {
-        var index = 0
-        while index < count {
-            if extended[index].fd >= 0, extended[index].fd == list[index].fd { list[index].revents = extended[index].revents }
-            index &+= 1
-        }
+        if asked == 0, mask == nil { return look(now) }
+        var zero = timespec(tv_sec: 0, tv_nsec: 0)
+        let result = ss_sys_ppoll(extended, count, &zero, mask)
+        return result < 0 ? result : collect(now)
     }
 
     private func maintain() {
@@ -258,9 +252,8 @@ struct PollWaiter {
             }
             if now &- lastAsked >= kernelPollNanoseconds {
                 lastAsked = now
-                let ready = look(now)
-                let result = askKernel(nil)
-                if ready > 0 || result > 0 { return ready &+ max(result, 0) }
+                let ready = askKernel(now, nil)
+                if ready != 0 { return ready }
             }
         }
         if limit == budget {
@@ -377,7 +370,7 @@ struct PollWaiter {
     private func collect(_ now: UInt64) -> Int {
         var index = 0
         while index < count {
-            if extended[index].revents != 0 {
+            if extended[index].fd >= 0, extended[index].revents != 0 {
                 let socket = dualSocket(list[index].fd)
                 if socket != 0 { sessionOf(socket).noteTCPEvent(list[index].fd) }
             }

@@ -42,7 +42,7 @@ struct Registration {
         /// deletes a registration (a client after each write, say) soon makes it anew. Always with `disabled`.
         static var dormant: UInt32 { 4096 }
         /// The socket has, or had, another registration in this process.
-        static var notAlone: UInt32 { 4096 }
+        static var notAlone: UInt32 { 8192 }
     }
 
     @inline(__always) private func half(_ offset: Int) -> UnsafeMutablePointer<UInt32> {
