@@ -462,4 +462,6 @@ if __name__ == "__main__":
         parser.error("--preload or --wrapper is needed")
     for variable in ("LD_PRELOAD", "SOCKSWITCH_SERVICE", "SOCKSWITCH_POLICY", "SOCKSWITCH_WAIT", "SOCKSWITCH_UPGRADE"):
         os.environ.pop(variable, None)
+    # A test runner's thread may have blocked signals, and children inherit that.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     unittest.main(argv=[sys.argv[0], *rest])
