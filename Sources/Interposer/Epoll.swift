@@ -3,15 +3,18 @@ import CSocketSwitch
 
 @c(epoll_create) public func interposedEpollCreate(_ size: Int32) -> Int32 {
     let set = ss_real.epoll_create(size)
-    if set >= 0 { switchEpollCreated(set) }
+    if set >= 0 { trackEpollSet(set) }
     return set
 }
 
 @c(epoll_create1) public func interposedEpollCreate1(_ flags: Int32) -> Int32 {
     let set = ss_real.epoll_create1(flags)
-    if set >= 0 { switchEpollCreated(set) }
+    if set >= 0 { trackEpollSet(set) }
     return set
 }
+
+@inline(never)
+func trackEpollSet(_ set: Int32) { switchEpollCreated(set) }
 
 @c(epoll_ctl) public func interposedEpollCtl(
     _ set: Int32, _ operation: Int32, _ fd: Int32, _ event: UnsafeMutablePointer<epoll_event>?

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs ordinary programs without and with the library and demands the same standard output and exit status.
 
-    run.py --preload PATH [--service PATH] [--wrapper 'sockswitch run --'] [-v] [TestClass[.test] …]
+    run.py --preload PATH [--service PATH [--eager]] [-v] [TestClass[.test] …]
+    run.py --wrapper 'sockswitch run --' …
 
 With --preload alone the library is loaded with no service to talk to: every socket is tracked and stays on TCP. With
 --wrapper the command is run by it (the library must then be its business).
@@ -24,7 +25,7 @@ import unittest
 HERE = pathlib.Path(__file__).resolve().parent
 GUESTS = HERE / "guests"
 SECONDS = 60
-options = argparse.Namespace(preload=None, service=None, wrapper=None)
+options = argparse.Namespace(preload=None, service=None, wrapper=None, eager=False)
 
 
 def switched(command):
@@ -34,6 +35,8 @@ def switched(command):
         return shlex.split(options.wrapper) + command, environment
     environment["LD_PRELOAD"] = options.preload
     environment["SOCKSWITCH_SERVICE"] = options.service or "/nonexistent/sockswitchd"
+    if options.eager:
+        environment["SOCKSWITCH_UPGRADE"] = "eager"
     return command, environment
 
 
@@ -452,6 +455,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preload", metavar="PATH", help="the library; made absolute")
     parser.add_argument("--service", metavar="PATH", help="socket of a running sockswitchd")
+    parser.add_argument("--eager", action="store_true", help="every connection asks for its companion at once")
     parser.add_argument("--wrapper", metavar="COMMAND", help="runs the commands instead, for example 'sockswitch run --'")
     options, rest = parser.parse_known_args()
     if options.preload:
@@ -462,4 +466,6 @@ if __name__ == "__main__":
         parser.error("--preload or --wrapper is needed")
     for variable in ("LD_PRELOAD", "SOCKSWITCH_SERVICE", "SOCKSWITCH_POLICY", "SOCKSWITCH_WAIT", "SOCKSWITCH_UPGRADE"):
         os.environ.pop(variable, None)
+    # A test runner's thread may have blocked signals, and children inherit that.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     unittest.main(argv=[sys.argv[0], *rest])
