@@ -1,7 +1,8 @@
 import CInterposer
 import CSocketSwitch
 
-/// Only TCP candidates reach the switch (WSD-C2); what protocol 0 or another number means there, the switch knows.
+/// To the program this is TCP/IP (WSD-I1). Only TCP candidates reach the switch (WSD-C2); what
+/// protocol 0 or another number means there, the switch knows.
 @c(socket) public func interposedSocket(_ domain: Int32, _ type: Int32, _ proto: Int32) -> Int32 {
     let isInternet = domain == AF_INET || domain == AF_INET6
     // The type's low four bits are the type, the others SOCK_CLOEXEC and SOCK_NONBLOCK.

@@ -37,7 +37,7 @@ extension Session {
         }
     }
 
-    /// Like send(2) with one buffer. The common case, a small message into a ring with room, without the loop.
+    /// Like send(2) with one buffer. The common case, a small message into a ring with room (WSD-T2), without the loop.
     @inline(__always)
     package func send(_ fd: Int32, _ buffer: UnsafeRawPointer, _ count: Int, _ flags: Int32) -> Int {
         if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, slot.sendLock.tryLock() {
@@ -187,7 +187,7 @@ extension Session {
         return result
     }
 
-    /// Urgent data goes over TCP: the direction is cut back to it, and stays there.
+    /// Urgent data goes over TCP: the direction is cut back to it, and stays there (WSD-T6).
     private func sendUrgent(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int {
         if slot.sendLock.lock() == .ownedByThisThread { return -Int(EAGAIN) }
         defer { slot.sendLock.unlock() }
@@ -231,7 +231,7 @@ extension Session {
 
     // MARK: sendfile
 
-    /// Like sendfile(2): file contents are read straight into the ring.
+    /// Like sendfile(2): file contents are read straight into the ring (WSD-S5).
     package func sendFile(_ fd: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
         var position = Int64(0)
         if let offset {

@@ -18,7 +18,8 @@ struct WaitState {
 }
 
 // Waiting, adaptively: look for a while, then sleep in the kernel. Budgets are times, never counts; they shrink when
-// looking was in vain and grow when sleeping was shorter than a wake-up costs. A peer on this very CPU is given it.
+// looking was in vain and grow when sleeping was shorter than a wake-up costs. A peer on this very CPU is given it
+// (WSD-S2, T8).
 extension Session {
     /// The most that looking may cost before sleeping, nanoseconds: about what a sleep and a wake-up cost.
     static var maximumSpinNanoseconds: UInt32 { 100_000 }

@@ -3,7 +3,7 @@ import CSocketSwitch
 import StreamRing
 #endif
 
-/// A lock in family-shared memory: between threads, and between a process and the children that it forked.
+/// A lock in family-shared memory: between threads, and between a process and the children that it forked (WSD-D2, D4).
 ///
 /// Uncontended it is one compare-exchange. The word holds the kernel thread id of the owner and, in its top bit, "somebody
 /// sleeps". An owner that died (kill -9) is noticed by whoever waits, who then takes the lock over; every critical

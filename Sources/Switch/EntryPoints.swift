@@ -234,6 +234,9 @@ package func switchShutdown(_ fd: Int32, _ how: Int32) -> Int {
 }
 
 // MARK: Options
+//
+// Answered by TCP/IP (WSD-S3). getsockname and getpeername are not even interposed (WSD-S4): the program's descriptor
+// is the kernel's socket, and nothing of the companion shows (WSD-C12).
 
 package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?) -> Int {
     ownOr(fd) { ss_sys_getsockopt(fd, level, name, value, length) }

@@ -6,8 +6,8 @@ import SocketTable
 import StreamRing
 #endif
 
-// fork: the windows, the doorbells and the slots are shared by nature. What is left is to hold every slot for the child
-// before it exists, and to let the child forget what only its parent may finish: announcements.
+// fork (WSD-D1): the windows, the doorbells and the slots are shared by nature. What is left is to hold every slot for the
+// child before it exists, and to let the child forget what only its parent may finish: announcements.
 
 /// The three hooks of pthread_atfork. Run for fork, daemon, forkpty; not for vfork and posix_spawn, whose children only
 /// exec (they are recognised by their process id).
