@@ -73,7 +73,8 @@ let package = Package(
             name: "StreamPair", dependencies: ["CProgramSupport"], path: "Tests/Support/StreamPair",
             swiftSettings: [.swiftLanguageMode(.v6)]),
         .executableTarget(
-            name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench", swiftSettings: [.swiftLanguageMode(.v6)]),
+            name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench",
+            swiftSettings: [.swiftLanguageMode(.v6)]),
 
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
         .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
@@ -81,14 +82,10 @@ let package = Package(
             name: "ServiceProvidersTests",
             dependencies: ["ServiceProviders", "Session", "SocketTable", "Rendezvous", "StreamRing", "CSocketSwitch"],
             swiftSettings: swift6),
-<<<<<<< HEAD
         .testTarget(name: "InterposerTests", swiftSettings: swift6),
-        .testTarget(name: "SwitchTests", dependencies: ["Switch", "SocketTable", "CSocketSwitch"], swiftSettings: swift6),
-=======
         .testTarget(
             name: "SwitchTests",
             dependencies: ["Switch", "ServiceProviders", "Session", "SocketTable", "StreamRing", "CSocketSwitch"],
             swiftSettings: swift6),
->>>>>>> readiness
     ]
 )
