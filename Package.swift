@@ -73,7 +73,8 @@ let package = Package(
             name: "StreamPair", dependencies: ["CProgramSupport"], path: "Tests/Support/StreamPair",
             swiftSettings: [.swiftLanguageMode(.v6)]),
         .executableTarget(
-            name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench", swiftSettings: [.swiftLanguageMode(.v6)]),
+            name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench",
+            swiftSettings: [.swiftLanguageMode(.v6)]),
 
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
         .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
