@@ -69,6 +69,12 @@ let package = Package(
             swiftSettings: swift6),
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
         .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
+        .target(
+            name: "SessionTestSupport", dependencies: ["ServiceProviders", "Session", "SocketTable", "CSocketSwitch"],
+            path: "Tests/Support/SessionTestSupport", swiftSettings: swift6),
+        .testTarget(
+            name: "SessionTests", dependencies: ["SessionTestSupport", "Session", "SocketTable", "CSocketSwitch"],
+            swiftSettings: swift6),
         .testTarget(name: "SwitchTests", dependencies: ["Switch", "SocketTable", "CSocketSwitch"], swiftSettings: swift6),
     ]
 )
