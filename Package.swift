@@ -87,5 +87,11 @@ let package = Package(
             name: "SwitchTests",
             dependencies: ["Switch", "ServiceProviders", "Session", "SocketTable", "StreamRing", "Rendezvous", "CSocketSwitch"],
             swiftSettings: swift6),
+        .target(
+            name: "SessionTestSupport", dependencies: ["ServiceProviders", "Session", "SocketTable", "CSocketSwitch"],
+            path: "Tests/Support/SessionTestSupport", swiftSettings: swift6),
+        .testTarget(
+            name: "SessionTests", dependencies: ["SessionTestSupport", "Session", "SocketTable", "CSocketSwitch"],
+            swiftSettings: swift6),
     ]
 )

@@ -1,0 +1,90 @@
+import CSocketSwitch
+import Glibc
+import Session
+import SocketTable
+import StreamRing
+
+extension Endpoint {
+    /// Sends from consecutive memory; >= 0 or -errno.
+    package func send(_ bytes: UnsafeRawPointer, _ count: Int, _ flags: Int = 0) -> Int {
+        session.send(fd, bytes, count, Int32(flags) | noSignal)
+    }
+
+    /// Sends consecutive memory cut into pieces of the given lengths.
+    package func send(_ bytes: UnsafeMutableRawPointer, pieces: [Int], _ flags: Int = 0) -> Int {
+        withMessage(bytes, pieces) { session.send(fd, $0, Int32(flags) | noSignal) }
+    }
+
+    package func receive(_ bytes: UnsafeMutableRawPointer, _ count: Int, _ flags: Int = 0) -> Int {
+        session.receive(fd, bytes, count, Int32(flags))
+    }
+
+    package func receive(_ bytes: UnsafeMutableRawPointer, pieces: [Int], _ flags: Int = 0) -> Int {
+        withMessage(bytes, pieces) { session.receive(fd, $0, Int32(flags)) }
+    }
+
+    private var noSignal: Int32 { Int32(MSG_NOSIGNAL) }
+
+    private func withMessage(_ bytes: UnsafeMutableRawPointer, _ pieces: [Int], _ body: (UnsafeMutablePointer<msghdr>) -> Int) -> Int {
+        var vectors: [iovec] = []
+        var at = 0
+        for piece in pieces {
+            vectors.append(iovec(iov_base: bytes + at, iov_len: piece))
+            at += piece
+        }
+        return vectors.withUnsafeMutableBufferPointer { list in
+            var message = msghdr()
+            message.msg_iov = list.baseAddress
+            message.msg_iovlen = list.count
+            return body(&message)
+        }
+    }
+
+    /// Sleeps in ppoll until the socket is ready, by the means that the switch's own poll uses: readiness, arming, a last
+    /// look, then the kernel on both descriptors. Returns the events.
+    @discardableResult
+    package func wait(for interest: UInt32) -> UInt32 {
+        while true {
+            session.maintain(fd)
+            session.doorbellSleepers.add(1)
+            defer { session.stopSleepingOnDoorbell() }
+            guard session.enterWatch() else { return interest }
+            var events = interest & UInt32(POLLIN) != 0 ? Int16(POLLIN) : 0
+            session.armReceive()
+            if interest & UInt32(POLLOUT) != 0, session.sendsOnTCP { events |= Int16(POLLOUT) } else { session.armSend() }
+            if !session.has(Slot.Flags.tcpEnded) { events |= Int16(POLLRDHUP) } else { events &= ~Int16(POLLIN) }
+            session.leaveWatch(0)
+            fullFence()
+            let ready = session.readiness(fd, interest)
+            if ready != 0 { return ready }
+            var list = [
+                pollfd(fd: fd, events: events, revents: 0),
+                pollfd(fd: session.connection.pointee.notification, events: Int16(POLLIN), revents: 0),
+            ]
+            // As the switch: who waits for room does not rely on the bell alone.
+            var tick = timespec(tv_sec: 0, tv_nsec: 20_000_000)
+            let result = interest & UInt32(POLLOUT) != 0
+                ? ss_sys_ppoll(&list, 2, &tick, nil) : ss_sys_ppoll(&list, 2, nil, nil)
+            guard result > 0 else { continue }
+            if list[0].revents != 0 { session.noteTCPEvent(fd) }
+            let found = session.readiness(fd, interest)
+            if found != 0 { return found }
+            if list[1].revents != 0, session.enterWatch() {
+                session.drainDoorbell()
+                session.leaveWatch(0)
+            }
+        }
+    }
+}
+
+/// Memory for a test, freed with it.
+package final class Buffer: @unchecked Sendable {
+    package let bytes: UnsafeMutableRawPointer
+    package let count: Int
+    package init(_ count: Int) {
+        self.count = count
+        bytes = .allocate(byteCount: count, alignment: 64)
+        memset(bytes, 0xA5, count)
+    }
+    deinit { bytes.deallocate() }
+}
