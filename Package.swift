@@ -81,14 +81,10 @@ let package = Package(
             name: "ServiceProvidersTests",
             dependencies: ["ServiceProviders", "Session", "SocketTable", "Rendezvous", "StreamRing", "CSocketSwitch"],
             swiftSettings: swift6),
-<<<<<<< HEAD
         .testTarget(name: "InterposerTests", swiftSettings: swift6),
-        .testTarget(name: "SwitchTests", dependencies: ["Switch", "SocketTable", "CSocketSwitch"], swiftSettings: swift6),
-=======
         .testTarget(
             name: "SwitchTests",
             dependencies: ["Switch", "ServiceProviders", "Session", "SocketTable", "StreamRing", "CSocketSwitch"],
             swiftSettings: swift6),
->>>>>>> readiness
     ]
 )
