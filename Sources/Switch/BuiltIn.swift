@@ -11,5 +11,9 @@ func startBuiltInProviders(arena: FamilyArena, descriptor: Int32, process: Int) 
     let kept = adoptOwn(descriptor)
     sharedMemoryProviderConfigure(
         servicePath: privateState.pointee.servicePath, arenaDescriptor: kept, arena: arena.base, process: Int32(process))
+    if let startup = privateState.pointee.onlyProvider {
+        addProvider(startup)
+        return
+    }
     addProvider(sharedMemoryStartupEx)
 }

@@ -36,6 +36,8 @@ package struct PrivateState {
     /// Provider entries (`Providers.swift`) and what the event words last said.
     package var providers: UnsafeMutablePointer<ProviderEntry>?
     package var providerCount: Int32
+    /// Not nil: the one SAN provider to start, instead of the built-in ones (tests).
+    package var onlyProvider: LPWSPSTARTUPEX?
     /// Descriptors at and above it were never tracked.
     package var highestDescriptor: Int32
     /// SharedMemory: path of the service, zero-terminated, in storage that lives for ever.

@@ -1,0 +1,125 @@
+import CSocketSwitch
+import Glibc
+import Session
+import SocketTable
+import Switch
+import Testing
+
+/// A program with a server and a client in one thread, that calls the switch as the interposed libc functions do.
+final class Scene {
+    var listener: Int32 = -1
+    var client: Int32 = -1
+    var server: Int32 = -1
+    var listenName: SocketName
+    /// Bytes that went each way so far: what byte comes next depends on it.
+    private var toServer: UInt64 = 0
+    private var toClient: UInt64 = 0
+
+    static var recorder: RecordingProvider { .shared }
+
+    /// Starts the switch of this process with the recording provider; a process that hangs is ended.
+    static func begin() {
+        alarm(60)
+        RecordingProvider.shared.reset()
+        expect(switchStartForTests(provider: RecordingProvider.startup))
+    }
+
+    /// Options as (level, name, value) that are set before bind on the listener and before connect on the client.
+    init(
+        _ address: String = "127.0.0.1", connectTo: String? = nil, listenerOptions: [(Int32, Int32, Int32)] = [],
+        clientOptions: [(Int32, Int32, Int32)] = [], afterListen: () -> Void = {}, afterConnect: () -> Void = {}
+    ) throws {
+        listenName = SocketName(address, 0)
+        let stream = Int32(SOCK_STREAM.rawValue)
+        listener = Int32(switchSocket(listenName.family, stream, 0))
+        try #require(listener >= 0)
+        for option in listenerOptions { Scene.set(listener, option) }
+        expect(listenName.withBytes { switchBind(listener, $0, $1) }, is: 0)
+        expect(switchListen(listener, 16), is: 0)
+        listenName = try #require(SocketName.local(listener))
+        afterListen()
+
+        let target = SocketName(connectTo ?? address, listenName.port)
+        client = Int32(switchSocket(target.family, stream, 0))
+        try #require(client >= 0)
+        for option in clientOptions { Scene.set(client, option) }
+        expect(target.withBytes { switchConnect(client, $0, $1) }, is: 0)
+        afterConnect()
+        server = Int32(switchAccept(listener, nil, nil, 0))
+        try #require(server >= 0)
+    }
+
+    static func set(_ fd: Int32, _ option: (Int32, Int32, Int32)) {
+        var value = option.2
+        expect(switchSetOption(fd, option.0, option.1, &value, 4), is: 0)
+    }
+
+    func slot(_ fd: Int32) -> Slot { sessionOf(socketIndex(fd) ?? 0).slot }
+    func reason(_ fd: Int32) -> Reason { Reason(rawValue: slot(fd).reason.load()) ?? .none }
+    func phase(_ fd: Int32) -> Int32 { sessionOf(socketIndex(fd) ?? 0).connection.pointee.companionPhase }
+    func sendsOverCompanion(_ fd: Int32) -> Bool { slot(fd).sendCuts.load() & 1 == 1 }
+    var isFullyOnCompanion: Bool {
+        sendsOverCompanion(client) && sendsOverCompanion(server)
+            && slot(client).receiveCuts.load() & 1 == 1 && slot(server).receiveCuts.load() & 1 == 1
+    }
+
+    // MARK: Talking
+
+    private static func byte(_ position: UInt64, _ salt: UInt64) -> UInt8 {
+        var value = (position &+ salt) &* 0x9E37_79B9_7F4A_7C15
+        value ^= value >> 29
+        return UInt8(truncatingIfNeeded: value &* 0xBF58_476D_1CE4_E5B9 >> 56)
+    }
+
+    private static func send(_ fd: Int32, _ count: Int, _ position: inout UInt64, _ salt: UInt64) -> Bool {
+        let bytes = (0..<UInt64(count)).map { byte(position &+ $0, salt) }
+        var done = 0
+        while done < count {
+            let sent = bytes.withUnsafeBytes { switchSend(fd, $0.baseAddress! + done, count - done, Int32(MSG_NOSIGNAL)) }
+            if sent <= 0 { return false }
+            done += sent
+        }
+        position &+= UInt64(count)
+        return true
+    }
+
+    private static func receive(_ fd: Int32, _ count: Int, _ from: UInt64, _ salt: UInt64, piece: Int = Int.max) -> Bool {
+        var bytes = [UInt8](repeating: 0, count: count)
+        var done = 0
+        while done < count {
+            let got = bytes.withUnsafeMutableBytes { switchReceive(fd, $0.baseAddress! + done, min(piece, count - done), 0) }
+            if got <= 0 { return false }
+            done += got
+        }
+        return bytes.indices.allSatisfy { bytes[$0] == byte(from &+ UInt64($0), salt) }
+    }
+
+    /// The client sends, the server reads and compares (in pieces of at most `piece` bytes).
+    func request(_ count: Int, piece: Int = Int.max) -> Bool {
+        let from = toServer
+        return Scene.send(client, count, &toServer, 1) && Scene.receive(server, count, from, 1, piece: piece)
+    }
+
+    func answer(_ count: Int) -> Bool {
+        let from = toClient
+        return Scene.send(server, count, &toClient, 2) && Scene.receive(client, count, from, 2)
+    }
+
+    /// Requests and answers of 1 … `size` bytes. False: a byte was wrong, or a call failed.
+    func talk(_ rounds: Int, size: Int = 3000) -> Bool {
+        for round in 0..<rounds {
+            let count = 1 + (round * 997) % size
+            guard request(count), answer(size + 1 - count) else { return false }
+        }
+        return true
+    }
+
+    /// Both ends close, and see the end of the stream as over TCP.
+    func close() {
+        expect(switchClose(client), is: 0)
+        var one: UInt8 = 0
+        expect(switchReceive(server, &one, 1, 0), is: 0)
+        expect(switchClose(server), is: 0)
+        expect(switchClose(listener), is: 0)
+    }
+}
