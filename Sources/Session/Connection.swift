@@ -37,6 +37,9 @@ package struct Connection {
     /// `local` was mapped by the session, not by the provider.
     package var ownsLocal = false
 
+    /// The peer says that it is this very process.
+    package var peerIsHere = false
+
     /// First registration in this process's epoll sets, 0 = none: see Switch/Readiness.
     package var firstRegistration: Int32 = 0
     /// Readiness of this process waits for both carriers: set and cleared under Readiness' lock of the socket.

@@ -7,7 +7,7 @@ import StreamRing
 /// The message by which two sessions introduce themselves (WSD-N4): 128 of at most 256 bytes.
 ///
 ///     0 u32 magic   4 u32 version   8 u64 window bytes   16 u64 bytes of the ring that I send into at first
-///     24 u64 reserved   32 64 B descriptor of my window   96 32 B reserved, zero
+///     24 u64 process id (a hint: ends in one process wait less patiently for each other)   32 64 B descriptor of my window   96 32 B reserved, zero
 enum Hello {
     static var bytes: Int { 128 }
     static var magic: UInt32 { 0x4853_5353 }
@@ -59,6 +59,7 @@ extension Session {
             bytes.storeBytes(of: Hello.version, toByteOffset: 4, as: UInt32.self)
             bytes.storeBytes(of: UInt64(Window.bytes), toByteOffset: 8, as: UInt64.self)
             bytes.storeBytes(of: Session.initialRing, toByteOffset: 16, as: UInt64.self)
+            bytes.storeBytes(of: UInt64(ss_sys_getpid()), toByteOffset: 24, as: UInt64.self)
             let descriptor = (bytes + Hello.descriptorOffset).assumingMemoryBound(to: SOCKSWITCH_RDMA_DESCRIPTOR.self)
             var sent = 0
             var buffer = WSABUF(len: Hello.bytes, buf: bytes)
@@ -123,6 +124,7 @@ extension Session {
             connection.pointee.writer = writer
         }
         connection.pointee.notification = notification
+        connection.pointee.peerIsHere = hello.loadUnaligned(fromByteOffset: 24, as: UInt64.self) == UInt64(ss_sys_getpid())
         prepareSlot(peerRing: ring)
         connection.pointee.local = window
         remote.ringBytes.store(Session.initialRing)

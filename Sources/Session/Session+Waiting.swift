@@ -25,8 +25,15 @@ extension Session {
     static var maximumSpinNanoseconds: UInt32 { 100_000 }
     static var firstSpinNanoseconds: UInt32 { 50_000 }
     static var minimumSpinNanoseconds: UInt32 { 3_000 }
-    /// A sender whose peer takes nothing for so long hands over to TCP and its larger buffers.
-    static var stallNanoseconds: UInt64 { 20_000_000 }
+    /// A sender whose peer takes nothing for so long hands over to TCP and its larger buffers: soon when the two may be
+    /// waiting for each other (the peer is stuck in sending, too, or is this very process), later when the peer is just slow.
+    static var deadlockNanoseconds: UInt64 { 20_000_000 }
+    static var stallNanoseconds: UInt64 { 1_000_000_000 }
+
+    private var patienceNanoseconds: UInt64 {
+        let bothSend = local.armedForSend.load() != slot.rungForSend.loadRelaxed()
+        return bothSend || connection.pointee.peerIsHere ? Session.deadlockNanoseconds : Session.stallNanoseconds
+    }
 
     // MARK: The two waits. 0: look again; or -errno.
 
@@ -61,7 +68,7 @@ extension Session {
             armSend()
             connection.pointee.writer?.progress()
             if looksWritable { return leaveWatch(0) }
-            atMost = connection.pointee.writer == nil ? Session.stallNanoseconds : 1_000_000
+            atMost = connection.pointee.writer == nil ? Session.deadlockNanoseconds : 1_000_000
             if handOverIfStalled(&wait) { return leaveWatch(0) }
         }
         let notification = connection.pointee.notification
@@ -87,7 +94,7 @@ extension Session {
             wait.stalledSince = now
             return false
         }
-        guard now &- wait.stalledSince >= Session.stallNanoseconds, slot.sendLock.tryLock() else { return false }
+        guard now &- wait.stalledSince >= patienceNanoseconds, slot.sendLock.tryLock() else { return false }
         let handedOver = isUp && cutToTCP()
         if handedOver { slot.reason.store(Reason.ringStalled.rawValue) }
         slot.sendLock.unlock()

@@ -52,6 +52,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.remote = nil
     record.pointee.writer = nil
     record.pointee.ownsLocal = false
+    record.pointee.peerIsHere = false
     record.pointee.firstRegistration = 0
     record.pointee.watchedAsDual = false
     record.pointee.doorbellSleepers = 0

@@ -43,7 +43,7 @@ struct SockswitchDaemon: ParsableCommand {
     var logLevel = Logger.Level.notice
 
     @Option(help: ArgumentHelp("How long a connection's end waits for its other end.", valueName: "milliseconds"))
-    var patience: UInt64 = 5000
+    var patience: UInt64 = 500
 
     @Flag(name: .customLong("across-namespaces"), help: ArgumentHelp(
         "Also pair ends in different network namespaces (containers). Needs root.",
