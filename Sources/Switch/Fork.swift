@@ -39,6 +39,13 @@ package func switchAfterForkInChild() {
         memcpy(entry.name, arena.process(0).name, ProcessEntry.nameBytes)
         entry.pid.store(UInt64(UInt32(bitPattern: state.pointee.pid)))
     }
+    var inherited = 1
+    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
+    while inherited < end {
+        let session = sessionOf(inherited)
+        if session.connection.pointee.generation != 0 { session.forgetOtherThreads() }
+        inherited += 1
+    }
     // Companions under way are the parent's: a socket that two processes hold is not upgraded.
     var index = Int(state.pointee.firstPending)
     while index != 0 {

@@ -1,0 +1,14 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+extension Session {
+    /// In a forked child, for every record that it inherited: only the thread that forked goes on, so nobody looks at the
+    /// windows or sleeps on the doorbell here, whatever the parent's threads were doing at that moment.
+    package func forgetOtherThreads() {
+        watchers.store(0)
+        connection.pointee.doorbellSleepers = 0
+    }
+}
