@@ -10,9 +10,23 @@ import StreamRing
 /// One record a slot, at the slot's index. Fields of the companion are written once, when the session comes up, before
 /// `Slot.mode` becomes `dual`, and are constant until the process's last descriptor is closed.
 package struct Connection {
-    /// Threads that look at the windows without holding a lock: unmapping waits for them. First, because it is atomic and
-    /// must be reached by address.
+    // Words that several threads use without a lock: reached by address only (`Session.watchers` and so on), at the offsets
+    // that `Connection.Offsets` names.
+
+    /// Threads that look at the windows without holding a lock: unmapping waits for them.
     package var watchers: UInt64 = 0
+    /// 1: the session is up, `local` and `remote` may be used.
+    package var up: UInt64 = 0
+    /// Threads of this process that sleep on the doorbell level-triggered (receive, send, poll, select).
+    package var doorbellSleepers: UInt64 = 0
+    /// When a receiver that found its ring empty last asked the kernel for the end (cycle counter).
+    package var lastEndCheck: UInt64 = 0
+    /// Events that the kernel reported on the TCP socket: part of the edges of EPOLLET.
+    package var tcpEvents: UInt64 = 0
+    /// Adaptive waiting: what spinning may cost now, nanoseconds.
+    package var receiveSpinNanoseconds: UInt32 = 0
+    package var sendSpinNanoseconds: UInt32 = 0
+
     /// Generation of the slot that this record belongs to.
     package var generation: UInt64 = 0
     /// Descriptors of this process that refer to the socket.
@@ -36,6 +50,9 @@ package struct Connection {
     package var writer: UnsafeMutablePointer<RemoteWriter>?
     /// `local` was mapped by the session, not by the provider.
     package var ownsLocal = false
+    /// The descriptor under which the local window is exposed to the peer (WSD-M2), while `isExposed`.
+    package var exposed = SOCKSWITCH_RDMA_DESCRIPTOR()
+    package var isExposed = false
 
     /// The peer says that it is this very process.
     package var peerIsHere = false
@@ -44,17 +61,12 @@ package struct Connection {
     package var firstRegistration: Int32 = 0
     /// Readiness of this process waits for both carriers: set and cleared under Readiness' lock of the socket.
     package var watchedAsDual: Bool = false
-    /// Threads of this process that sleep in poll or select on the doorbell. Atomic, reached by address.
-    package var doorbellSleepers: UInt64 = 0
-    /// Adaptive waiting: what spinning may cost now, nanoseconds.
-    package var receiveSpinNanoseconds: UInt32 = 0
-    package var sendSpinNanoseconds: UInt32 = 0
-    /// When the TCP socket was last looked at by a sender (cycle counter).
+    /// When the TCP socket was last looked at by a sender (cycle counter). Under the send lock.
     package var lastPeerCheck: UInt64 = 0
-    /// The same for a receiver that found its ring empty.
-    package var lastEndCheck: UInt64 = 0
-    /// Events that the kernel reported on the TCP socket: part of the edges of EPOLLET.
-    package var tcpEvents: UInt64 = 0
+    /// The peer's credit when a sender was first seen to starve, and when that was (monotonic nanoseconds; 0 = it does not
+    /// starve). Under the send lock.
+    package var stalledCredit: UInt64 = 0
+    package var stalledSince: UInt64 = 0
 
     /// Slot of the listener that accepted it, and that slot's generation; 0 = none.
     package var listener: Int32 = 0
@@ -69,6 +81,17 @@ package struct Connection {
     package var hello = InlineArray<256, UInt8>(repeating: 0)
 
     package init() {}
+
+    /// Where the words at the beginning lie: key paths do not exist in Embedded Swift. Asserted by a test.
+    package enum Offsets {
+        package static var watchers: Int { 0 }
+        package static var up: Int { 8 }
+        package static var doorbellSleepers: Int { 16 }
+        package static var lastEndCheck: Int { 24 }
+        package static var tcpEvents: Int { 32 }
+        package static var receiveSpinNanoseconds: Int { 40 }
+        package static var sendSpinNanoseconds: Int { 44 }
+    }
 }
 
 /// Values of `Connection.companionPhase`.

@@ -11,12 +11,16 @@ import StreamRing
 /// and credit comes only after they arrived. Lines of words do change, so each is sent from a snapshot. A line 0 never
 /// announces a producer position whose bytes have not been posted before it.
 ///
+/// Writes take effect later than they are posted, so "publish, then look whether the other side sleeps" decides nothing
+/// here. Instead a ring is posted behind whatever a sleeper may wait for: it cannot arrive before it. For the same reason
+/// nothing that travels another way (bytes or a FIN on TCP) may follow what is only posted: `flush` first.
+///
 /// Private to the process (an RDMA connection cannot be shared by fork). Has a lock of its own, since both directions
-/// publish lines.
+/// publish lines; everything in the record is used under it.
 package struct RemoteWriter {
-    var provider: UnsafePointer<ProviderTable>
-    var companion: UInt
-    var mirror: UnsafeMutableRawPointer
+    let provider: UnsafePointer<ProviderTable>
+    let companion: UInt
+    let mirror: UnsafeMutableRawPointer
     var target: SOCKSWITCH_RDMA_DESCRIPTOR
     /// Operations are posted and completed in order: these count them.
     var posted: UInt64 = 0
@@ -26,10 +30,8 @@ package struct RemoteWriter {
     var wantedPosition: UInt64 = 0
     /// Lines (bit k = line k) that changed and could not be posted yet.
     var dirtyLines: UInt64 = 0
-    /// A write failed: the companion is lost.
-    package var failed = false
-    /// Something waits for a completion before it can be posted: a sleeper must look in again.
-    package var needsAttention = false
+    /// A ring belongs behind the lines.
+    var owesRing = false
 
     /// One operation in flight with its snapshot.
     struct Operation {
@@ -42,7 +44,12 @@ package struct RemoteWriter {
     static var reserved: UInt64 { 16 }
     /// Bytes of ring that one operation carries at most.
     static var maximumWrite: UInt64 { 1 << 17 }
-    /// The record lies behind its lock, the operations behind the record, all in one mapping.
+    /// How long a line may wait, under its caller's lock, for an operation to become free.
+    static var publishPatienceNanoseconds: UInt64 { 20_000_000 }
+    static var flushPatienceNanoseconds: UInt64 { 1_000_000_000 }
+    /// One mapping: the lock, two words that are read without it, the record, the operations.
+    static var failedOffset: Int { 16 }
+    static var busyOffset: Int { 24 }
     static var recordOffset: Int { 64 }
     static var operationsOffset: Int { 1024 }
     static var mappingBytes: Int { operationsOffset + Int(depth) * MemoryLayout<Operation>.stride }
@@ -65,77 +72,114 @@ package struct RemoteWriter {
 }
 
 extension UnsafeMutablePointer where Pointee == RemoteWriter {
-    private var lock: FamilyLock { FamilyLock(UnsafeMutableRawPointer(self) - RemoteWriter.recordOffset, 0) }
+    private var memory: UnsafeMutableRawPointer { UnsafeMutableRawPointer(self) - RemoteWriter.recordOffset }
+    private var lock: FamilyLock { FamilyLock(memory, 0) }
+    private var failed: Word { Word(memory, RemoteWriter.failedOffset) }
+    private var busy: Word { Word(memory, RemoteWriter.busyOffset) }
 
     var operations: UnsafeMutablePointer<RemoteWriter.Operation> {
-        (UnsafeMutableRawPointer(self) + (RemoteWriter.operationsOffset - RemoteWriter.recordOffset))
-            .assumingMemoryBound(to: RemoteWriter.Operation.self)
+        (memory + RemoteWriter.operationsOffset).assumingMemoryBound(to: RemoteWriter.Operation.self)
     }
+
+    /// A write failed: the companion is lost. Without the lock.
+    package var hasFailed: Bool { failed.load() != 0 }
+
+    /// Something is in flight or could not be posted yet: a sleeper must look in again, or it would not notice a failure.
+    /// Without the lock.
+    package var needsAttention: Bool { busy.loadRelaxed() != 0 }
+
+    /// The companion was found lost otherwise.
+    func fail() { failed.store(1) }
 
     /// Bytes that may be accepted from the program now: what can be posted at once. Nothing is accepted that would have to
     /// wait for a later call of the program, which might never come.
     var capacity: UInt64 {
-        let free = RemoteWriter.depth &- (pointee.posted &- pointee.completed)
-        // Two pieces where the ring wraps, and the line that announces them.
-        return free < RemoteWriter.reserved &+ 3 || pointee.failed ? 0 : RemoteWriter.maximumWrite
+        guard !hasFailed, lock.lock() == .acquired else { return 0 }
+        defer { lock.unlock() }
+        collect()
+        // The pieces of a whole ring, one more where it wraps, and the line that announces them.
+        return free < RemoteWriter.reserved &+ Window.maximumRingBytes / RemoteWriter.maximumWrite &+ 2 ? 0 : Window.maximumRingBytes
     }
 
     /// Takes completions in and posts what had to wait.
     func progress() {
-        guard lock.lock() == .acquired else { return }
-        collect()
-        post()
+        guard needsAttention, lock.lock() == .acquired else { return }
+        advance()
         lock.unlock()
     }
 
-    /// The ring's bytes up to `position` go to the peer, then the line that announces them.
+    /// The ring's bytes up to `position` go to the peer, then the line that announces them, then a ring.
     func send(upTo position: UInt64) {
         guard lock.lock() == .acquired else { return }
         pointee.wantedPosition = position
         pointee.dirtyLines |= 1
-        collect()
-        post()
+        pointee.owesRing = true
+        advance()
         lock.unlock()
     }
 
-    func publish(line: Int) {
+    /// Sends a line. `rings`: somebody may sleep until it arrives.
+    func publish(line: Int, rings: Bool = false) {
         guard lock.lock() == .acquired else { return }
         pointee.dirtyLines |= 1 << UInt64(line)
-        collect()
-        post()
+        if rings { pointee.owesRing = true }
+        advance()
         // A credit or an acknowledgement must not wait for a call that may never come.
-        var patience = 0
-        while pointee.dirtyLines != 0, !pointee.failed, patience < 200_000 {
-            ss_pause()
-            collect()
-            post()
-            patience &+= 1
+        if pointee.dirtyLines != 0 {
+            let deadline = ss_monotonic_ns() &+ RemoteWriter.publishPatienceNanoseconds
+            while pointee.dirtyLines != 0, !hasFailed, ss_monotonic_ns() < deadline {
+                _ = ss_sys_sched_yield()
+                advance()
+            }
         }
         lock.unlock()
     }
 
-    /// Waits (for at most about a second) until everything up to `position` has been posted. False: it was not.
-    func sendAll(upTo position: UInt64) -> Bool {
-        let deadline = ss_monotonic_ns() &+ 1_000_000_000
+    /// Waits (for at most about a second) until everything written so far, and the ring up to `position`, has taken effect at
+    /// the peer. False: it has not.
+    func flush(upTo position: UInt64) -> Bool {
+        let deadline = ss_monotonic_ns() &+ RemoteWriter.flushPatienceNanoseconds
         while true {
-            send(upTo: position)
-            if pointee.failed { return false }
-            if pointee.sentPosition == position, pointee.dirtyLines == 0 { return true }
+            guard lock.lock() == .acquired else { return false }
+            if pointee.wantedPosition != position {
+                pointee.wantedPosition = position
+                pointee.dirtyLines |= 1
+                pointee.owesRing = true
+            }
+            advance()
+            let isDone = pointee.sentPosition == position && pointee.dirtyLines == 0 && pointee.posted == pointee.completed
+            lock.unlock()
+            if hasFailed { return false }
+            if isDone { return true }
             if ss_monotonic_ns() > deadline { return false }
             _ = ss_sys_sched_yield()
         }
     }
 
-    /// Waits (for at most about a second) until everything posted has completed: the memory goes away next.
-    func drain() {
-        let deadline = ss_monotonic_ns() &+ 1_000_000_000
-        while pointee.completed != pointee.posted, !pointee.failed, ss_monotonic_ns() < deadline {
-            progress()
+    /// Waits (for at most about a second) until nothing is in flight any more, successful or not: the memory goes away next.
+    /// False: the provider still uses it.
+    func drain() -> Bool {
+        let deadline = ss_monotonic_ns() &+ RemoteWriter.flushPatienceNanoseconds
+        while true {
+            guard lock.lock() == .acquired else { return false }
+            collect()
+            let isDone = pointee.posted == pointee.completed
+            lock.unlock()
+            if isDone { return true }
+            if ss_monotonic_ns() > deadline { return false }
             _ = ss_sys_sched_yield()
         }
     }
 
     // MARK: Under the lock
+
+    private func advance() {
+        collect()
+        post()
+        busy.storeRelaxed(
+            pointee.posted != pointee.completed || pointee.dirtyLines != 0 || pointee.owesRing
+                || pointee.sentPosition != pointee.wantedPosition ? 1 : 0)
+    }
 
     private func collect() {
         guard let result = pointee.provider.pointee.calls.lpWSPGetOverlappedResult else { return }
@@ -144,35 +188,50 @@ extension UnsafeMutablePointer where Pointee == RemoteWriter {
             var transferred = 0
             var flags: UInt32 = 0
             var error: Int32 = 0
-            if result(pointee.companion, &operation.pointee.overlapped, &transferred, 0, &flags, &error) == 0 {
-                if error != EINPROGRESS && error != EAGAIN { pointee.failed = true }
-                return
+            var attempts = 0
+            while result(pointee.companion, &operation.pointee.overlapped, &transferred, 0, &flags, &error) == 0 {
+                if error == EINPROGRESS || error == EAGAIN { return }
+                failed.store(1)
+                // Did the operation fail, or the question? An operation that failed says so again.
+                attempts &+= 1
+                if attempts == 2 { break }
             }
             pointee.completed &+= 1
         }
     }
 
     private func post() {
-        guard !pointee.failed else { return }
+        guard !hasFailed else { return }
         while pointee.sentPosition != pointee.wantedPosition, free > 1 {
             let ring = Window(pointee.mirror)
             let origin = ring.ringOrigin.loadRelaxed()
             let size = ring.ringBytes.loadRelaxed()
             let index = (pointee.sentPosition &- origin) & (size &- 1)
             let count = min(min(pointee.wantedPosition &- pointee.sentPosition, size &- index), RemoteWriter.maximumWrite)
-            guard write(ring.ring + Int(index), Int(count), at: Window.controlBytes + Int(index)) else { return }
+            guard write(ring.ring + Int(index), Int(count), at: Window.controlBytes + Int(index)) else { break }
             pointee.sentPosition &+= count
             pointee.dirtyLines |= 1
         }
         var line: UInt64 = 0
         while line < 4 {
             if pointee.dirtyLines & (1 << line) != 0 {
-                guard free > 0, writeLine(Int(line)) else { break }
+                guard free > 0, writeLine(Int(line)) else { return }
                 pointee.dirtyLines &= ~(1 << line)
             }
             line &+= 1
         }
-        pointee.needsAttention = pointee.dirtyLines != 0 || pointee.sentPosition != pointee.wantedPosition
+        if pointee.owesRing { ring() }
+    }
+
+    private func ring() {
+        guard let send = pointee.provider.pointee.calls.lpWSPSend else { return }
+        var sent = 0
+        var error: Int32 = 0
+        if send(pointee.companion, nil, 0, &sent, 0, nil, &error) == SOCKET_ERROR {
+            if error == EAGAIN { return }
+            failed.store(1)
+        }
+        pointee.owesRing = pointee.sentPosition != pointee.wantedPosition
     }
 
     private var free: UInt64 { RemoteWriter.depth &- (pointee.posted &- pointee.completed) }
@@ -202,7 +261,7 @@ extension UnsafeMutablePointer where Pointee == RemoteWriter {
         if rdmaWrite(pointee.companion, &buffer, 1, &pointee.target, offset, &written, 0, &operation.pointee.overlapped, &error) == SOCKET_ERROR,
             error != EINPROGRESS
         {
-            if error != EAGAIN { pointee.failed = true }
+            if error != EAGAIN { failed.store(1) }
             return false
         }
         pointee.posted &+= 1

@@ -50,20 +50,23 @@ extension Session {
 
     // MARK: Sender. Under the send lock.
 
-    /// Moves the sending direction to the carrier on which it should be, if that can be done now.
-    func changeCarrierIfAsked(_ fd: Int32) {
+    /// Moves the sending direction to the carrier on which it should be, if that can be done now. False: the peer's words
+    /// are nonsense.
+    func changeCarrierIfAsked(_ fd: Int32) -> Bool {
         let cuts = slot.sendCuts.loadRelaxed()
         let invitation = local.invitation.load()  // SYNC POINT: pairs with the release in invite
+        guard invitation <= Invitation.toTCP, cuts &- local.acknowledged.load() <= 2 else { return false }
         if cuts & 1 == 0 {
             if invitation == Invitation.toCompanion { cutToCompanion(fd, cuts) }
         } else if invitation == Invitation.toTCP || wantsTCP {
             cutToTCP()
         }
+        return true
     }
 
     @inline(never)
     private func cutToCompanion(_ fd: Int32, _ cuts: UInt64) {
-        guard !wantsTCP, local.acknowledged.load() == cuts else { return }
+        guard !wantsTCP, local.acknowledged.load() == cuts, !(connection.pointee.writer?.hasFailed ?? false) else { return }
         let ended = Slot.Flags.writeShutDown | Slot.Flags.peerGone | Slot.Flags.broken
         guard slot.flags.loadRelaxed() & ended == 0, local.endFlags.load() & EndFlags.closed == 0 else { return }
         // pairs with the increment in the switch's plain send.
@@ -85,14 +88,23 @@ extension Session {
     @discardableResult
     func cutToTCP() -> Bool {
         let cuts = slot.sendCuts.loadRelaxed()
-        guard cuts & 1 == 1, cuts &- local.acknowledged.load() <= 1 else { return false }
-        if let writer = connection.pointee.writer, !writer.sendAll(upTo: slot.sendPosition.loadRelaxed()) { return false }
+        guard cuts & 1 == 1, cuts &- local.acknowledged.load() <= 1, !has(Slot.Flags.broken) else { return false }
+        let position = slot.sendPosition.loadRelaxed()
+        if let writer = connection.pointee.writer, !writer.flush(upTo: position) { return false }
         slot.sendCuts.store(cuts &+ 1)
         slot.carrierChanges.count(1)
-        remote.cutOnCompanion.storeRelaxed(slot.sendPosition.loadRelaxed())
+        remote.cutOnCompanion.storeRelaxed(position)
         remote.cutCount.store(cuts &+ 1)  // SYNC POINT: pairs with the acquire in followCuts
-        publish(line: 0)
-        ringReceiver()
+        if let writer = connection.pointee.writer {
+            writer.publish(line: 0, rings: true)
+            // Bytes on TCP must not arrive before the cut: a reader that has not seen it would take them first.
+            var patience = 0
+            while !writer.flush(upTo: position), !writer.hasFailed, patience < 5 { patience &+= 1 }
+            if !writer.hasFailed, patience == 5 { writer.fail() }
+            if writer.hasFailed { breakOff(.companionFailed) }
+        } else {
+            ringReceiver()
+        }
         return true
     }
 
@@ -103,14 +115,16 @@ extension Session {
     package func maintain(_ fd: Int32) {
         guard isDual else { return }
         if slot.receiveLock.tryLock() {
-            if isUp, !has(Slot.Flags.broken) {
-                connection.pointee.writer?.progress()
+            if isUp, !companionIsLost, !has(Slot.Flags.broken) {
                 if !followCuts() { breakOff(.protocolViolation) } else { invite(fd) }
             }
             slot.receiveLock.unlock()
         }
         if slot.sendCuts.load() & 1 == 1, slot.sendLock.tryLock() {
-            if isUp { changeCarrierIfAsked(fd) }
+            if isUp, !has(Slot.Flags.broken), !companionIsLost {
+                if !changeCarrierIfAsked(fd) { breakOff(.protocolViolation) }
+                if slot.roomWanted.loadRelaxed() != 0 { handOverIfStalled() }
+            }
             slot.sendLock.unlock()
         }
     }

@@ -6,14 +6,16 @@ import StreamRing
 
 // Sleep and wake. A side that goes to sleep raises a number in the peer's window, fences, and looks again; the peer rings
 // once for each number that it sees. 0 asks for nothing. A stale number costs the peer one needless ring.
+//
+// Where the window is written remotely, a look after a write decides nothing (the write is still on its way), so nobody
+// arms: a ring follows everything that a sleeper may wait for (`RemoteWriter`).
 extension Session {
     /// "Ring me when there is something to read." The caller looks again afterwards, before it sleeps.
     /// Returns the number, for `disarmReceive`.
     @discardableResult
     package func armReceive() -> UInt64 {
         let number = slot.armedForReceiveCounter.add(1)
-        remote.armedForReceive.store(number)
-        publish(line: 2)
+        if connection.pointee.writer == nil { remote.armedForReceive.store(number) }
         fullFence()  // pairs with the fence in publishProducer
         return number
     }
@@ -26,26 +28,27 @@ extension Session {
 
     /// "Ring me when there is room to send."
     package func armSend() {
+        slot.roomWanted.store(1)
+        if connection.pointee.writer != nil { return fullFence() }
         remote.armedForSend.store(slot.armedForSendCounter.add(1))
-        publish(line: 3)
         fullFence()  // pairs with the fence in publishCredit
     }
 
-    /// Wakes the peer's receiver if it sleeps. Under the send lock, after publishing.
+    /// Wakes the peer's receiver if it sleeps. Under the send lock, after publishing; not where a writer rings by itself.
     @inline(__always)
     func ringReceiver() {
         let armed = local.armedForReceive.load()
-        if armed != 0, armed != slot.rungForReceive.loadRelaxed() {
+        if armed != slot.rungForReceive.loadRelaxed(), armed != 0 {
             slot.rungForReceive.storeRelaxed(armed)
             ring()
         }
     }
 
-    /// Wakes the peer's sender if it sleeps. Under the receive lock, after publishing.
+    /// Wakes the peer's sender if it sleeps. Under the receive lock, after publishing; not where a writer rings by itself.
     @inline(__always)
     func ringSender() {
         let armed = local.armedForSend.load()
-        if armed != slot.rungForSend.loadRelaxed() {
+        if armed != slot.rungForSend.loadRelaxed(), armed != 0 {
             slot.rungForSend.storeRelaxed(armed)
             ring()
         }
@@ -60,11 +63,29 @@ extension Session {
         _ = send(connection.pointee.companion, nil, 0, &sent, 0, nil, &error)
     }
 
-    /// Silences our own doorbell, so that the next sleep is one. Whoever calls it looks at the rings again afterwards; if
-    /// there is something now, other waiters on the same doorbell must hear of it.
-    package func drainDoorbell() {
+    /// Silences our own doorbell for a thread that waits to receive, is counted among the sleepers and found nothing; it arms
+    /// and looks again afterwards. A ring that was meant for somebody who waits for room is passed on, once.
+    package func drainDoorbellForReceiver() {
         silenceDoorbell()
-        if looksReadable { ringOurselves() }
+        if slot.roomWanted.load() != 0, looksWritable, slot.roomWanted.exchange(0) != 0 { ringOurselves() }
+    }
+
+    /// The same for a thread that waits to send and looks again afterwards. False: the doorbell rings for a receiver, and the
+    /// caller must leave it alone and not sleep on it.
+    package func drainDoorbellForSender() -> Bool {
+        if looksReadable, receiversMayWait { return false }
+        silenceDoorbell()
+        guard receiversMayWait else { return true }
+        // Their numbers may have been rung for what is silent now.
+        armReceive()
+        guard looksReadable else { return true }
+        ringOurselves()
+        return false
+    }
+
+    /// Somebody else may rely on the doorbell: a sleeper or an epoll set of this process, or another process.
+    private var receiversMayWait: Bool {
+        doorbellSleepers.load() != 0 || slot.holders.load() > 1 || connection.pointee.firstRegistration != 0
     }
 
     /// Silences our own doorbell for a caller who knows that nobody else in this process or family sleeps on it.
@@ -73,14 +94,14 @@ extension Session {
         var received = 0
         var flags: UInt32 = 0
         var error: Int32 = 0
-        _ = receive(connection.pointee.companion, nil, 0, &received, &flags, nil, &error)
+        if receive(connection.pointee.companion, nil, 0, &received, &flags, nil, &error) == SOCKET_ERROR, error != EAGAIN {
+            connection.pointee.writer?.fail()
+        }
         fullFence()
     }
 
     /// Threads of this process that sleep on the doorbell level-triggered (receive, send, poll).
-    package var doorbellSleepers: Word {
-        Word(UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &connection.pointee.doorbellSleepers) { $0 }), 0)
-    }
+    package var doorbellSleepers: Word { word(Connection.Offsets.doorbellSleepers) }
 
     /// Takes back one count. The record may have been made anew meanwhile: never below 0.
     package func stopSleepingOnDoorbell() {
@@ -92,7 +113,7 @@ extension Session {
 
     /// Wakes whoever sleeps on our own doorbell.
     package func ringOurselves() {
-        guard connection.pointee.writer == nil, connection.pointee.notification >= 0 else { return }
+        guard connection.pointee.notification >= 0 else { return }
         var one: UInt64 = 1
         _ = ss_sys_write(connection.pointee.notification, &one, 8)
     }

@@ -13,9 +13,14 @@ extension Session {
         let outcome = slot.sendLock.lock()
         slot.flags.setBits(Slot.Flags.writeShutDown)
         if isUp {
-            if let writer = connection.pointee.writer { _ = writer.sendAll(upTo: slot.sendPosition.loadRelaxed()) }
             remote.endFlags.store(EndFlags.halfClosed)
             publish(line: 3)
+            // The FIN must not arrive before the data: without them it would be a lie.
+            if let writer = connection.pointee.writer, !writer.flush(upTo: slot.sendPosition.loadRelaxed()), !companionIsLost,
+                !sendsOnTCP
+            {
+                breakOff(.companionFailed)
+            }
         }
         if outcome == .acquired { slot.sendLock.unlock() }
     }
@@ -23,36 +28,62 @@ extension Session {
     /// The process's last descriptor of the socket is about to be closed. Ends this process's use of the windows; the
     /// companion is the caller's to close afterwards. `last`: no other process holds the socket.
     ///
-    /// Returns true when bytes lie unread in the ring: TCP would then reset the connection, and so must the caller.
+    /// Returns true when bytes lie unread in the ring, or cannot be delivered: TCP would then reset the connection, and so
+    /// must the caller.
     package func end(last: Bool) -> Bool {
         let sending = slot.sendLock.lock()
         let receiving = slot.receiveLock.lock()
-        var unread = false
+        var mustReset = false
         if isUp {
-            if last {
-                if let writer = connection.pointee.writer { _ = writer.sendAll(upTo: slot.sendPosition.loadRelaxed()) }
-                remote.endFlags.store(EndFlags.halfClosed | EndFlags.closed)
-                publish(line: 3)
-                unread = !receivesOnTCP && local.producer.load() != slot.receivePosition.loadRelaxed()
-                // A peer that waits for room must learn that there will be none.
-                ringSender()
-            }
-            let local = connection.pointee.local
-            connection.pointee.local = nil
+            if last { mustReset = sayGoodbye() }
+            word(Connection.Offsets.up).store(0)
+            fullFence()  // pairs with the addition in enterWatch
             while watchers.loadSequential() != 0 { _ = ss_sys_sched_yield() }
-            if let writer = connection.pointee.writer {
-                if last { writer.drain() }
-                if let mirror = connection.pointee.remote { _ = ss_sys_munmap(mirror, Window.bytes) }
-                RemoteWriter.destroy(writer)
-            }
-            if connection.pointee.ownsLocal, let local { _ = ss_sys_munmap(local, Window.bytes) }
-            connection.pointee.writer = nil
-            connection.pointee.remote = nil
-            connection.pointee.notification = -1
-            connection.pointee.ownsLocal = false
+            releaseWindows(last: last)
+        } else {
+            abandon()
         }
         if receiving == .acquired { slot.receiveLock.unlock() }
         if sending == .acquired { slot.sendLock.unlock() }
-        return unread
+        return mustReset
+    }
+
+    /// Tells the peer that nobody reads any more and that nothing follows.
+    private func sayGoodbye() -> Bool {
+        let unread = local.producer.load() != slot.receivePosition.loadRelaxed()
+        remote.endFlags.store(EndFlags.halfClosed | EndFlags.closed)
+        guard let writer = connection.pointee.writer else {
+            // A peer that waits for room must learn that there will be none.
+            ringSender()
+            return unread
+        }
+        writer.publish(line: 3, rings: true)
+        let delivered = writer.flush(upTo: slot.sendPosition.loadRelaxed())
+        return unread || !delivered && local.endFlags.load() & EndFlags.closed == 0
+    }
+
+    private func releaseWindows(last: Bool) {
+        // A provider that does not let go of the memory within a second keeps it.
+        let isQuiet = !last || (connection.pointee.writer?.drain() ?? true)
+        if last { unexpose() }
+        if let writer = connection.pointee.writer, isQuiet {
+            if let mirror = connection.pointee.remote { _ = ss_sys_munmap(mirror, Window.bytes) }
+            RemoteWriter.destroy(writer)
+        }
+        if connection.pointee.ownsLocal, let local = connection.pointee.local { _ = ss_sys_munmap(local, Window.bytes) }
+        connection.pointee.local = nil
+        connection.pointee.writer = nil
+        connection.pointee.remote = nil
+        connection.pointee.notification = -1
+        connection.pointee.ownsLocal = false
+    }
+
+    /// The peer may write here no more: before the memory goes (WSD-M3).
+    func unexpose() {
+        guard connection.pointee.isExposed else { return }
+        connection.pointee.isExposed = false
+        var error: Int32 = 0
+        _ = connection.pointee.provider?.pointee.deregisterRdmaMemory?(
+            connection.pointee.companion, &connection.pointee.exposed, &error)
     }
 }

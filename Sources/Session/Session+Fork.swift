@@ -9,6 +9,6 @@ extension Session {
     /// windows or sleeps on the doorbell here, whatever the parent's threads were doing at that moment.
     package func forgetOtherThreads() {
         watchers.store(0)
-        connection.pointee.doorbellSleepers = 0
+        doorbellSleepers.store(0)
     }
 }

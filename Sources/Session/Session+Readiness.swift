@@ -48,19 +48,21 @@ extension Session {
     /// `readiness` asks the kernel while TCP carries a direction, and a cut says so.
     package func noteTCPEvent(_ fd: Int32) {
         guard enterWatch() else { return }
-        connection.pointee.tcpEvents &+= 1
+        tcpEvents.count(1)
         noteTCPEnd(fd)
         leaveWatch(0)
     }
 
+    private var tcpEvents: Word { word(Connection.Offsets.tcpEvents) }
+
     /// Changes whenever something new can be read: the edge of EPOLLET.
     package var receiveEdge: UInt64 {
         guard isUp else { return 0 }
-        return local.producer.load() &+ local.cutCount.load() << 52 &+ connection.pointee.tcpEvents << 56
+        return local.producer.load() &+ local.cutCount.load() << 52 &+ tcpEvents.loadRelaxed() << 56
     }
 
     /// Changes whenever a sender found no room, so that the room made afterwards is news.
-    package var sendEdge: UInt64 { slot.sendFullCount.load() &+ slot.sendRingBytes.load() &+ connection.pointee.tcpEvents << 56 }
+    package var sendEdge: UInt64 { slot.sendFullCount.load() &+ slot.sendRingBytes.load() &+ tcpEvents.loadRelaxed() << 56 }
 
     /// The CPU on which the peer last sent: a waiter on the same one must not spin.
     package var peerCPU: UInt64 { isUp ? local.senderCPU.loadRelaxed() : UInt64.max }

@@ -81,10 +81,15 @@ extension Session {
     /// Gives the space up to `position` back to the peer.
     @inline(__always)
     private func publishCredit(_ position: UInt64, _ producer: UInt64) {
+        let before = slot.receivePosition.loadRelaxed()
         slot.receivePosition.storeRelaxed(position)
         remote.receiverCPU.storeRelaxed(UInt64(UInt32(bitPattern: ss_cpu())))
         remote.credit.store(position)  // SYNC POINT: pairs with the acquire in roomToSend
-        publish(line: 1)
+        if let writer = connection.pointee.writer {
+            // A ring for each half of the ring: whoever waits for room waits for half of it.
+            let half = slot.receiveRingBytes.loadRelaxed() / 2
+            return writer.publish(line: 1, rings: before ^ position >= half)
+        }
         fullFence()  // pairs with the fence in armSend
         if producer &- position <= slot.receiveRingBytes.loadRelaxed() / 2 { ringSender() }
     }
@@ -134,7 +139,13 @@ extension Session {
         if queued > 0 { return receiveFromTCP(fd, message, &cursor, flags, bound: Int(queued)) }
         let peeked = peekTCP(fd)
         if peeked > 0 || local.cutCount.load() != made { return Session.again }
-        if peeked == 0 { slot.flags.setBits(Slot.Flags.tcpEnded) }
+        return peeked == -Int(EAGAIN) ? peeked : endOfStream(peeked)
+    }
+
+    /// The stream is read to its end; `peeked` is what the kernel says of it. A reset is reported once, as the kernel does.
+    private func endOfStream(_ peeked: Int) -> Int {
+        slot.flags.setBits(peeked < 0 ? Slot.Flags.tcpEnded | Slot.Flags.peerGone : Slot.Flags.tcpEnded)
+        if slot.flags.clearBits(Slot.Flags.resetSeen) & Slot.Flags.resetSeen != 0 { return -Int(ECONNRESET) }
         return peeked
     }
 
@@ -149,28 +160,24 @@ extension Session {
         if local.cutCount.load() != followed {
             // The cut lies ahead: its bytes are published before it, so they are there, or (a provider that writes
             // remotely) about to be.
-            return local.producer.load() != position || local.cutOnCompanion.loadRelaxed() == position ? Session.again : -Int(EAGAIN)
+            if local.producer.load() != position || local.cutOnCompanion.loadRelaxed() == position { return Session.again }
+            // TCP has ended, so nothing more comes: the peer's words contradict each other.
+            guard has(Slot.Flags.tcpEnded), local.producer.load() == position else { return -Int(EAGAIN) }
+            breakOff(.protocolViolation)
+            return -Int(ECONNRESET)
         }
         if has(Slot.Flags.readShutDown) { return 0 }
         // The ring is empty. The end of the stream is TCP's: FIN or reset; then the ring is looked at again, then the cuts.
         // Asking the kernel costs more than a message: only when there is a hint, or now and then (a killed process gives
         // no hint; a sleep or a wait call sees it at once).
         let now = ss_cycles()
-        guard has(Slot.Flags.tcpEnded) || local.endFlags.load() != 0
-            || now &- connection.pointee.lastEndCheck >= Session.endCheckCycles
+        guard has(Slot.Flags.tcpEnded) || local.endFlags.load() != 0 || now &- lastEndCheck.loadRelaxed() >= Session.endCheckCycles
         else { return -Int(EAGAIN) }
-        connection.pointee.lastEndCheck = now
+        lastEndCheck.storeRelaxed(now)
         let peeked = peekTCP(fd)
         if peeked == -Int(EAGAIN) { return peeked }
         if local.producer.load() != position || local.cutCount.load() != followed { return Session.again }
-        if peeked == 0 {
-            slot.flags.setBits(Slot.Flags.tcpEnded)
-            return 0
-        }
-        if peeked < 0 {
-            slot.flags.setBits(Slot.Flags.tcpEnded | Slot.Flags.peerGone)
-            return peeked
-        }
+        if peeked <= 0 { return endOfStream(peeked) }
         // Bytes on the silent carrier, and no cut: the peer's program wrote them by a way that its switch does not see (a
         // raw system call). They follow everything that it had sent before.
         return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
@@ -179,9 +186,15 @@ extension Session {
     /// 10 to 25 µs.
     private static var endCheckCycles: UInt64 { 50_000 }
 
+    var lastEndCheck: Word { word(Connection.Offsets.lastEndCheck) }
+
+    /// > 0: TCP has bytes. 0: FIN. -EAGAIN: nothing. Else the end, with an error that the kernel tells only once; a reset is
+    /// remembered, since there may be bytes to read before it.
     private func peekTCP(_ fd: Int32) -> Int {
         var byte: UInt8 = 0
-        return ss_sys_recvfrom(fd, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT))
+        let result = ss_sys_recvfrom(fd, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT))
+        if result == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen | Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
+        return result
     }
 
     private func receiveFromTCP(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32, bound: Int) -> Int {

@@ -106,8 +106,12 @@ extension Session {
 
     /// Bytes taken, or -errno; -EAGAIN: no room now.
     private func trySend(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
-        if companionIsLost { return -Int(ECONNRESET) }
-        changeCarrierIfAsked(fd)
+        if companionIsLost || has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+        guard changeCarrierIfAsked(fd) else {
+            breakOff(.protocolViolation)
+            return -Int(ECONNRESET)
+        }
+        if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
         if sendsOnTCP { return sendOnTCP(fd, message, &cursor, flags) }
         lookAfterPeer(fd)
         if sendNeedsTCP { return sendOnTCP(fd, message, &cursor, flags) }
@@ -130,7 +134,6 @@ extension Session {
             slot.sendPosition.storeRelaxed(position)
             remote.senderCPU.storeRelaxed(UInt64(UInt32(bitPattern: ss_cpu())))
             writer.send(upTo: position)
-            ringReceiver()
         } else {
             publishProducer(position)
         }
@@ -141,9 +144,11 @@ extension Session {
     /// the peer's credit alone (and its cache line) while the last one seen suffices.
     private func roomToSend(_ position: UInt64, wanted: Int) -> Int {
         var size = slot.sendRingBytes.loadRelaxed()
-        let mustDrain = slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeWidening && size < Window.maximumRingBytes
+        let mayWiden = slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeWidening && size < Window.maximumRingBytes
+        // Nobody is told when a ring that is written remotely has run empty: such a one is widened when it happens to be.
+        let mustDrain = mayWiden && connection.pointee.writer == nil
         var used = position &- slot.sendCredit.loadRelaxed()
-        if mustDrain || used > size || size &- used < UInt64(wanted) {
+        if mayWiden || used > size || size &- used < UInt64(wanted) {
             let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
             used = position &- credit
             guard used <= size else {
@@ -152,8 +157,8 @@ extension Session {
             }
             slot.sendCredit.storeRelaxed(credit)
         }
-        if mustDrain {
-            guard used == 0 else { return 0 }
+        if mustDrain, used != 0 { return 0 }
+        if mayWiden, used == 0 {
             size = min(size &* 4, Window.maximumRingBytes)
             slot.sendRingOrigin.storeRelaxed(position)
             slot.sendRingBytes.storeRelaxed(size)
@@ -268,8 +273,12 @@ extension Session {
 
     /// Bytes moved, 0 at the file's end, or -errno. Under the send lock.
     private func trySendFile(_ fd: Int32, _ input: Int32, _ offset: Int64, _ count: Int) -> Int {
-        if companionIsLost { return -Int(ECONNRESET) }
-        changeCarrierIfAsked(fd)
+        if companionIsLost || has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+        guard changeCarrierIfAsked(fd) else {
+            breakOff(.protocolViolation)
+            return -Int(ECONNRESET)
+        }
+        if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
         if !sendsOnTCP { lookAfterPeer(fd) }
         if sendsOnTCP || sendNeedsTCP {
             return copyFileToTCP(fd, input, offset, count)
@@ -287,7 +296,6 @@ extension Session {
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position &+ UInt64(read))
             writer.send(upTo: position &+ UInt64(read))
-            ringReceiver()
         } else {
             publishProducer(position &+ UInt64(read))
         }
@@ -311,10 +319,14 @@ extension Session {
     /// widened), or the kernel has the answer anyway. No system call.
     package var looksWritable: Bool {
         guard isUp, !sendsOnTCP else { return false }
-        if sendNeedsTCP || wantsTCP || local.invitation.load() == Invitation.toTCP { return true }
+        if sendNeedsTCP || wantsTCP || local.invitation.load() != Invitation.toCompanion { return true }
         let size = slot.sendRingBytes.loadRelaxed()
         let used = slot.sendPosition.loadRelaxed() &- local.credit.load()
-        if slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeWidening && size < Window.maximumRingBytes { return used == 0 }
+        if let writer = connection.pointee.writer {
+            if used <= size / 2 { return writer.capacity != 0 || writer.hasFailed }
+        } else if slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeWidening, size < Window.maximumRingBytes {
+            return used == 0
+        }
         return used <= size / 2
     }
 }

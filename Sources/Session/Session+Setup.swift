@@ -50,8 +50,6 @@ extension Session {
             connection.pointee.ownsLocal = true
         }
         guard let window = connection.pointee.local else { return .failed }
-        connection.pointee.local = nil  // not before the session is up: `isUp` looks at it
-        connection.pointee.remote = window  // kept here meanwhile
         var hello = InlineArray<128, UInt8>(repeating: 0)
         return withUnsafeMutablePointer(to: &hello) { hello in
             let bytes = UnsafeMutableRawPointer(hello)
@@ -63,9 +61,13 @@ extension Session {
             let descriptor = (bytes + Hello.descriptorOffset).assumingMemoryBound(to: SOCKSWITCH_RDMA_DESCRIPTOR.self)
             var sent = 0
             var buffer = WSABUF(len: Hello.bytes, buf: bytes)
-            if register(companion, window, Window.bytes, UInt32(MEM_WRITE), descriptor, &error) == SOCKET_ERROR
-                || send(companion, &buffer, 1, &sent, 0, nil, &error) == SOCKET_ERROR && error != EINPROGRESS
-            {
+            if register(companion, window, Window.bytes, UInt32(MEM_WRITE), descriptor, &error) == SOCKET_ERROR {
+                abandon()
+                return .failed
+            }
+            connection.pointee.exposed = descriptor.pointee
+            connection.pointee.isExposed = true
+            if send(companion, &buffer, 1, &sent, 0, nil, &error) == SOCKET_ERROR, error != EINPROGRESS {
                 abandon()
                 return .failed
             }
@@ -106,7 +108,6 @@ extension Session {
             return .failed
         }
         let descriptor = (hello + Hello.descriptorOffset).assumingMemoryBound(to: SOCKSWITCH_RDMA_DESCRIPTOR.self)
-        let window = connection.pointee.remote
         if let map = provider.pointee.mapRdmaMemory {
             guard let remote = map(companion, descriptor, Window.bytes, &error) else {
                 abandon()
@@ -114,21 +115,22 @@ extension Session {
             }
             connection.pointee.remote = remote
         } else {
-            guard let mirror = Session.mapMemory(Window.bytes),
+            connection.pointee.remote = Session.mapMemory(Window.bytes)
+            guard let mirror = connection.pointee.remote,
                 let writer = RemoteWriter.make(provider: provider, companion: companion, mirror: mirror, target: descriptor)
             else {
+                if let mirror = connection.pointee.remote { _ = ss_sys_munmap(mirror, Window.bytes) }
                 abandon()
                 return .failed
             }
-            connection.pointee.remote = mirror
             connection.pointee.writer = writer
         }
         connection.pointee.notification = notification
         connection.pointee.peerIsHere = hello.loadUnaligned(fromByteOffset: 24, as: UInt64.self) == UInt64(ss_sys_getpid())
         prepareSlot(peerRing: ring)
-        connection.pointee.local = window
         remote.ringBytes.store(Session.initialRing)
         publish(line: 0)
+        word(Connection.Offsets.up).store(1)
         return .done
     }
 
@@ -146,6 +148,7 @@ extension Session {
         slot.sendRingBytes.store(Session.initialRing)
         slot.sendFullCount.store(0)
         slot.rungForReceive.store(0)
+        slot.roomWanted.store(0)
         slot.armedForSendCounter.store(0)
         slot.receivePosition.store(0)
         slot.receiveCuts.store(0)
@@ -157,9 +160,10 @@ extension Session {
         slot.armedForReceiveCounter.store(0)
     }
 
-    /// Setting up failed: gives back what `begin` took.
-    private func abandon() {
-        if connection.pointee.ownsLocal, let window = connection.pointee.remote { _ = ss_sys_munmap(window, Window.bytes) }
+    /// Setting up failed or was given up: gives back what `begin` took.
+    func abandon() {
+        unexpose()
+        if connection.pointee.ownsLocal, let window = connection.pointee.local { _ = ss_sys_munmap(window, Window.bytes) }
         connection.pointee.ownsLocal = false
         connection.pointee.remote = nil
         connection.pointee.local = nil

@@ -10,9 +10,6 @@ struct WaitState {
     var rang = false
     /// Monotonic nanoseconds; 0 = not asked yet, `never` = no time-out (SO_RCVTIMEO, SO_SNDTIMEO).
     var deadline: UInt64 = 0
-    /// The peer's credit when this sender began to starve, and since when.
-    var stalledCredit = UInt64.max
-    var stalledSince: UInt64 = 0
 
     static var never: UInt64 { UInt64.max }
 }
@@ -20,6 +17,10 @@ struct WaitState {
 // Waiting, adaptively: look for a while, then sleep in the kernel. Budgets are times, never counts; they shrink when
 // looking was in vain and grow when sleeping was shorter than a wake-up costs. A peer on this very CPU is given it
 // (WSD-S2, T8).
+//
+// One doorbell serves both directions of a socket and every thread and process that holds it. So whoever waits to receive
+// is counted before it arms and looks; whoever silences the bell looks for the others afterwards, and passes on or leaves
+// ringing what may be theirs. Who waits for room looks again every 20 ms whatever happens.
 extension Session {
     /// The most that looking may cost before sleeping, nanoseconds: about what a sleep and a wake-up cost.
     static var maximumSpinNanoseconds: UInt32 { 100_000 }
@@ -31,75 +32,100 @@ extension Session {
     static var stallNanoseconds: UInt64 { 1_000_000_000 }
 
     private var patienceNanoseconds: UInt64 {
-        let bothSend = local.armedForSend.load() != slot.rungForSend.loadRelaxed()
+        let armed = local.armedForSend.load()
+        let bothSend = armed != 0 && armed != slot.rungForSend.loadRelaxed()
         return bothSend || connection.pointee.peerIsHere ? Session.deadlockNanoseconds : Session.stallNanoseconds
     }
+
+    /// How long a sleep may be that no ring ends.
+    static var tickNanoseconds: UInt64 { 1_000_000 }
 
     // MARK: The two waits. 0: look again; or -errno.
 
     func waitToReceive(_ fd: Int32, _ wait: inout WaitState) -> Int {
         guard enterWatch() else { return 0 }
         if spin(receiving: true) { return leaveWatch(0) }
-        if wait.rang { drainDoorbell() }
+        doorbellSleepers.add(1)  // before arming: whoever silences the bell looks at it afterwards
+        let drained = wait.rang
+        if drained { drainDoorbellForReceiver() }
         wait.rang = false
-        doorbellSleepers.add(1)  // before arming: readiness takes a number back only when nobody else relies on it
-        defer { stopSleepingOnDoorbell() }
         armReceive()
         connection.pointee.writer?.progress()
-        if looksReadable { return leaveWatch(0) }
-        let tick = connection.pointee.writer?.pointee.needsAttention ?? false
+        if looksReadable || hasNews {
+            stopSleepingOnDoorbell()
+            // This thread may leave some of it to those whose ring it has just silenced.
+            if drained, doorbellSleepers.load() != 0 { ringOurselves() }
+            return leaveWatch(0)
+        }
+        let tick = connection.pointee.writer?.needsAttention ?? false
         let notification = connection.pointee.notification
-        _ = leaveWatch(0)
+        leaveWatch(0)
+        defer { stopSleepingOnDoorbell() }
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
         let events = Int16(POLLIN) | (has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP))
-        return sleep(fd, events, notification, &wait, atMost: tick ? 1_000_000 : WaitState.never, receiving: true)
+        return sleep(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
     }
 
     func waitToSend(_ fd: Int32, _ wait: inout WaitState) -> Int {
         guard enterWatch() else { return 0 }
-        let onTCP = sendsOnTCP
-        doorbellSleepers.add(1)
-        defer { stopSleepingOnDoorbell() }
-        var atMost = WaitState.never
-        if !onTCP {
-            if spin(receiving: false) { return leaveWatch(0) }
-            if wait.rang { drainDoorbell() }
-            wait.rang = false
-            armSend()
-            connection.pointee.writer?.progress()
-            if looksWritable { return leaveWatch(0) }
-            atMost = connection.pointee.writer == nil ? Session.deadlockNanoseconds : 1_000_000
-            if handOverIfStalled(&wait) { return leaveWatch(0) }
-        }
-        let notification = connection.pointee.notification
-        _ = leaveWatch(0)
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_SNDTIMEO) }
-        var events = onTCP ? Int16(POLLOUT) : 0
-        if !has(Slot.Flags.tcpEnded) { events |= Int16(POLLRDHUP) }
-        let result = sleep(fd, events, onTCP ? -1 : notification, &wait, atMost: atMost, receiving: false)
-        if !onTCP, slot.sendLock.lock() == .acquired {
+        if sendsOnTCP || sendNeedsTCP {
+            // The kernel knows everything. (POLLRDHUP would stay up after the peer's half-close.)
+            leaveWatch(0)
+            return sleep(fd, Int16(POLLOUT), -1, &wait, atMost: WaitState.never, receiving: false)
+        }
+        if spin(receiving: false) { return leaveWatch(0) }
+        var mayListen = true
+        if wait.rang { mayListen = drainDoorbellForSender() }
+        wait.rang = false
+        armSend()
+        connection.pointee.writer?.progress()
+        if looksWritable || hasNews { return leaveWatch(0) }
+        if slot.sendLock.tryLock() {
+            let handedOver = isUp && handOverIfStalled()
+            slot.sendLock.unlock()
+            if handedOver { return leaveWatch(0) }
+        }
+        let notification = mayListen ? connection.pointee.notification : -1
+        let tick = !mayListen || connection.pointee.writer != nil
+        leaveWatch(0)
+        let events = has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP)
+        let atMost = tick ? Session.tickNanoseconds : Session.deadlockNanoseconds
+        doorbellSleepers.add(1)
+        let result = sleep(fd, events, notification, &wait, atMost: atMost, receiving: false)
+        stopSleepingOnDoorbell()
+        if slot.sendLock.lock() == .acquired {
             if isUp { noteTCPEnd(fd) }
             slot.sendLock.unlock()
         }
         return result
     }
 
+    /// The connection was broken off, or its companion was lost: an attempt will say so.
+    private var hasNews: Bool {
+        has(Slot.Flags.broken) || connection.pointee.writer?.hasFailed ?? false && !has(Slot.Flags.tcpOnly | Slot.Flags.peerGone)
+    }
+
     /// TCP would have taken more than a ring holds before it blocks a writer. So a writer whose reader does not read at
-    /// all for a while goes back to TCP, whose buffers take the rest.
-    private func handOverIfStalled(_ wait: inout WaitState) -> Bool {
-        let credit = local.credit.load()
-        let now = ss_monotonic_ns()
-        if credit != wait.stalledCredit {
-            wait.stalledCredit = credit
-            wait.stalledSince = now
+    /// all for a while goes back to TCP, whose buffers take the rest. Under the send lock.
+    @discardableResult
+    func handOverIfStalled() -> Bool {
+        if sendsOnTCP || looksWritable {
+            connection.pointee.stalledSince = 0
             return false
         }
-        guard now &- wait.stalledSince >= patienceNanoseconds, slot.sendLock.tryLock() else { return false }
-        let handedOver = isUp && cutToTCP()
-        if handedOver { slot.reason.store(Reason.ringStalled.rawValue) }
-        slot.sendLock.unlock()
-        wait.stalledSince = now
-        return handedOver
+        let credit = local.credit.load()
+        let now = ss_monotonic_ns()
+        if connection.pointee.stalledSince == 0 || credit != connection.pointee.stalledCredit {
+            connection.pointee.stalledCredit = credit
+            connection.pointee.stalledSince = now
+            return false
+        }
+        guard now &- connection.pointee.stalledSince >= patienceNanoseconds else { return false }
+        connection.pointee.stalledSince = 0
+        guard cutToTCP() else { return false }
+        slot.reason.store(Reason.ringStalled.rawValue)
+        return true
     }
 
     // MARK: Looking at the windows without a lock
@@ -118,9 +144,7 @@ extension Session {
         return result
     }
 
-    var watchers: Word {
-        Word(UnsafeMutableRawPointer(connection), MemoryLayout<Connection>.offsetOfWatchers)
-    }
+    var watchers: Word { word(Connection.Offsets.watchers) }
 
     /// Looks until the direction makes progress or the budget is spent.
     private func spin(receiving: Bool) -> Bool {
@@ -140,7 +164,8 @@ extension Session {
             }
             return false
         }
-        var budget = receiving ? connection.pointee.receiveSpinNanoseconds : connection.pointee.sendSpinNanoseconds
+        let spinWord = spinBudget(receiving)
+        var budget = spinWord.loadRelaxed()
         if budget == 0 { budget = Session.firstSpinNanoseconds }
         let start = ss_monotonic_ns()
         var elapsed: UInt64 = 0
@@ -150,7 +175,7 @@ extension Session {
                 while pauses < 8 {
                     ss_pause()
                     if receiving ? looksReadable : looksWritable {
-                        setSpin(receiving, min(budget &+ budget / 4, Session.maximumSpinNanoseconds))
+                        spinWord.store(min(budget &+ budget / 4, Session.maximumSpinNanoseconds))
                         return true
                     }
                     pauses &+= 1
@@ -162,16 +187,14 @@ extension Session {
             connection.pointee.writer?.progress()
             elapsed = ss_monotonic_ns() &- start
         }
-        setSpin(receiving, max(budget / 2, Session.minimumSpinNanoseconds))
+        spinWord.store(max(budget / 2, Session.minimumSpinNanoseconds))
         return false
     }
 
-    private func setSpin(_ receiving: Bool, _ nanoseconds: UInt32) {
-        if receiving {
-            connection.pointee.receiveSpinNanoseconds = nanoseconds
-        } else {
-            connection.pointee.sendSpinNanoseconds = nanoseconds
-        }
+    private func spinBudget(_ receiving: Bool) -> HalfWord {
+        HalfWord(
+            UnsafeMutableRawPointer(connection),
+            receiving ? Connection.Offsets.receiveSpinNanoseconds : Connection.Offsets.sendSpinNanoseconds)
     }
 
     // MARK: Sleeping
@@ -197,13 +220,13 @@ extension Session {
         if result < 0 { return result }
         wait.rang = entries.1.revents != 0
         // The TCP socket has something to say: the next attempt asks it.
-        if entries.0.revents != 0 { connection.pointee.lastEndCheck = 0 }
+        if entries.0.revents != 0 { lastEndCheck.storeRelaxed(0) }
         if result > 0, ss_session_state.never_spin == 0 {
             // Woken sooner than a wake-up costs: looking a little longer would have been cheaper.
             let slept = ss_monotonic_ns() &- start
             if slept < UInt64(Session.maximumSpinNanoseconds) {
-                let budget = receiving ? connection.pointee.receiveSpinNanoseconds : connection.pointee.sendSpinNanoseconds
-                setSpin(receiving, min(budget &* 2 &+ 2_000, Session.maximumSpinNanoseconds))
+                let spinWord = spinBudget(receiving)
+                spinWord.store(min(spinWord.loadRelaxed() &* 2 &+ 2_000, Session.maximumSpinNanoseconds))
             }
         }
         return 0
@@ -217,9 +240,4 @@ extension Session {
         let nanoseconds = UInt64(max(value.tv_sec, 0)) &* 1_000_000_000 &+ UInt64(max(value.tv_usec, 0)) &* 1000
         return nanoseconds == 0 ? WaitState.never : ss_monotonic_ns() &+ nanoseconds
     }
-}
-
-extension MemoryLayout where T == Connection {
-    /// Offset of `watchers`, which is the record's first field.
-    static var offsetOfWatchers: Int { 0 }
 }

@@ -32,8 +32,12 @@ package struct Session {
     @inline(__always)
     package var remote: Window { Window(connection.pointee.remote.unsafelyUnwrapped) }
 
+    /// The windows are there. Stays true for whoever saw it under a lock or between `enterWatch` and `leaveWatch`.
     @inline(__always)
-    package var isUp: Bool { connection.pointee.local != nil }
+    package var isUp: Bool { word(Connection.Offsets.up).load() != 0 }
+
+    @inline(__always)
+    func word(_ offset: Int) -> Word { Word(UnsafeMutableRawPointer(connection), offset) }
 
     @inline(__always) package var sendsOnTCP: Bool { slot.sendCuts.loadRelaxed() & 1 == 0 }
     @inline(__always) package var receivesOnTCP: Bool { slot.receiveCuts.loadRelaxed() & 1 == 0 }
@@ -48,22 +52,44 @@ package struct Session {
         return Word(word, 0).loadRelaxed() != 0
     }
 
-    /// The peer wrote what no honest peer writes, or the companion is lost: the connection ends with ECONNRESET.
+    /// The peer wrote what no honest peer writes, or the companion is lost: the connection ends with ECONNRESET, here and,
+    /// by a reset on TCP, at the peer. A FIN would not do: it would tell the peer that all data have arrived.
     func breakOff(_ reason: Reason) {
         slot.reason.store(reason.rawValue)
         slot.flags.setBits(Slot.Flags.broken | Slot.Flags.tcpOnly)
-        // The peer must see an end too, at once and without our help later.
-        if connection.pointee.descriptor >= 0 { _ = ss_sys_shutdown(connection.pointee.descriptor, 2) }
+        guard connection.pointee.descriptor >= 0 else { return }
+        // connect(AF_UNSPEC) resets an established connection and wakes whoever waits for it.
+        var unspecified = InlineArray<16, UInt8>(repeating: 0)
+        withUnsafeMutablePointer(to: &unspecified) { _ = ss_sys_connect(connection.pointee.descriptor, $0, 16) }
     }
 
     /// Lets a provider that writes remotely make progress. True: it has failed for good, and the connection with it
-    /// (WSD-C13).
+    /// (WSD-C13). Under a lock.
     @inline(__always)
     var companionIsLost: Bool {
         guard let writer = connection.pointee.writer else { return false }
         writer.progress()
-        if writer.pointee.failed, !has(Slot.Flags.broken) { breakOff(.companionFailed) }
-        return writer.pointee.failed
+        return writer.hasFailed && connectionIsLost()
+    }
+
+    /// The companion has failed: whether that is the end of the connection.
+    @inline(never)
+    private func connectionIsLost() -> Bool {
+        if has(Slot.Flags.broken) { return true }
+        // A peer that has closed its side delivered everything before; what we sent it, TCP answers.
+        if local.endFlags.load() & EndFlags.closed != 0 {
+            slot.flags.setBits(Slot.Flags.peerGone)
+            return false
+        }
+        // Nothing was under way on the companion: the connection goes on without it.
+        let cuts = slot.sendCuts.load()
+        if cuts & 1 == 0, local.acknowledged.load() == cuts, receivesOnTCP, local.cutCount.load() == slot.receiveCuts.load() {
+            slot.reason.store(Reason.companionFailed.rawValue)
+            slot.flags.setBits(Slot.Flags.tcpOnly)
+            return false
+        }
+        breakOff(.companionFailed)
+        return true
     }
 
     /// Publishes a line of the remote window that has just been written, where writing memory alone does not.

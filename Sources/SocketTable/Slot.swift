@@ -47,6 +47,8 @@ package struct Slot {
         package static var broken: UInt64 { 64 }
         /// The peer's FIN came without a half-close: nobody will read what goes into the ring.
         package static var peerGone: UInt64 { 128 }
+        /// The kernel has told us of a reset, once and for all: whoever reads to the end of the stream hears of it.
+        package static var resetSeen: UInt64 { 256 }
     }
 
     // Line 0: identity.
@@ -88,6 +90,8 @@ package struct Slot {
     @inline(__always) package var armedForSendCounter: Word { Word(base, 208) }
     @inline(__always) package var tcpBytesSent: Word { Word(base, 216) }
     @inline(__always) package var sendOperations: Word { Word(base, 224) }
+    /// 1: somebody went to sleep until there is room; taken by whoever passes the ring on.
+    @inline(__always) package var roomWanted: Word { Word(base, 232) }
 
     // Line 4: receiving. Written under the receive lock.
     @inline(__always) package var receiveLock: FamilyLock { FamilyLock(base, 256) }

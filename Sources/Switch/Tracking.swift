@@ -48,6 +48,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.companion = 0
     record.pointee.companionPhase = CompanionPhase.none
     record.pointee.notification = -1
+    record.pointee.up = 0
     record.pointee.local = nil
     record.pointee.remote = nil
     record.pointee.writer = nil

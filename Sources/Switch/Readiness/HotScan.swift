@@ -108,7 +108,7 @@ extension Registration {
     /// The provider has writes that only our calls carry on.
     var needsAttention: Bool {
         guard let writer = sessionOf(socket).connection.pointee.writer else { return false }
-        return writer.pointee.needsAttention
+        return writer.needsAttention
     }
 }
 

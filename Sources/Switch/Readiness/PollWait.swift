@@ -339,7 +339,7 @@ struct PollWaiter {
                 // Its bell may be taken by a reader of the same socket.
                 longest = min(longest, 20_000_000)
             }
-            if session.connection.pointee.writer?.pointee.needsAttention ?? false { longest = min(longest, 1_000_000) }
+            if session.connection.pointee.writer?.needsAttention ?? false { longest = min(longest, 1_000_000) }
             session.leaveWatch(0)
         }
         var events = wanted & Interest.priority

@@ -44,6 +44,7 @@ extension Endpoint {
     /// look, then the kernel on both descriptors. Returns the events.
     @discardableResult
     package func wait(for interest: UInt32) -> UInt32 {
+        var listens = true
         while true {
             session.maintain(fd)
             session.doorbellSleepers.add(1)
@@ -59,10 +60,11 @@ extension Endpoint {
             if ready != 0 { return ready }
             var list = [
                 pollfd(fd: fd, events: events, revents: 0),
-                pollfd(fd: session.connection.pointee.notification, events: Int16(POLLIN), revents: 0),
+                pollfd(fd: listens ? session.connection.pointee.notification : -1, events: Int16(POLLIN), revents: 0),
             ]
             // As the switch: who waits for room does not rely on the bell alone.
-            var tick = timespec(tv_sec: 0, tv_nsec: 20_000_000)
+            var tick = timespec(tv_sec: 0, tv_nsec: listens ? 20_000_000 : 1_000_000)
+            listens = true
             let result = interest & UInt32(POLLOUT) != 0
                 ? ss_sys_ppoll(&list, 2, &tick, nil) : ss_sys_ppoll(&list, 2, nil, nil)
             guard result > 0 else { continue }
@@ -70,7 +72,7 @@ extension Endpoint {
             let found = session.readiness(fd, interest)
             if found != 0 { return found }
             if list[1].revents != 0, session.enterWatch() {
-                session.drainDoorbell()
+                if interest & UInt32(POLLIN) != 0 { session.drainDoorbellForReceiver() } else { listens = session.drainDoorbellForSender() }
                 session.leaveWatch(0)
             }
         }

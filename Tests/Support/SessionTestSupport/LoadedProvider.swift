@@ -12,6 +12,7 @@ package final class LoadedProvider: @unchecked Sendable {
 
     package init(_ startup: LPWSPSTARTUPEX, pairUp: @escaping @Sendable (SOCKET, SOCKET) -> Int32) {
         self.pairUp = pairUp
+        signal(SIGPIPE) { _ in }
         table = .allocate(capacity: 1)
         table.initialize(to: ProviderTable())
         var tcp = WSAPROTOCOL_INFO()
