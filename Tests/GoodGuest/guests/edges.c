@@ -38,20 +38,29 @@ static char big[1 << 16];
 static void *volatile null;
 static void *volatile bad = (void *)8;
 
+// A pair that has talked enough to be worth a companion. Its listener stays open.
 static int connected(int family, int *server) {
-    union { struct sockaddr a; struct sockaddr_in v4; struct sockaddr_in6 v6; } address;
-    memset(&address, 0, sizeof address);
-    address.a.sa_family = family;
-    socklen_t length = family == AF_INET ? sizeof address.v4 : sizeof address.v6;
-    if (family == AF_INET) address.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    else address.v6.sin6_addr = in6addr_loopback;
-    int listener = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (bind(listener, &address.a, length) < 0 || listen(listener, 8) < 0) return -1;
-    getsockname(listener, &address.a, &length);
+    static int listeners[2] = {-1, -1};
+    static union { struct sockaddr a; struct sockaddr_in v4; struct sockaddr_in6 v6; } addresses[2];
+    int *listener = &listeners[family == AF_INET6];
+    struct sockaddr *address = &addresses[family == AF_INET6].a;
+    socklen_t length = family == AF_INET ? sizeof addresses->v4 : sizeof addresses->v6;
+    if (*listener < 0) {
+        address->sa_family = family;
+        if (family == AF_INET) addresses[0].v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        else addresses[1].v6.sin6_addr = in6addr_loopback;
+        *listener = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (bind(*listener, address, length) < 0 || listen(*listener, 8) < 0) return -1;
+        getsockname(*listener, address, &length);
+    }
     int client = socket(family, SOCK_STREAM, IPPROTO_TCP);
-    if (connect(client, &address.a, length) < 0) return -1;
-    *server = accept4(listener, NULL, NULL, 0);
-    close(listener);
+    if (connect(client, address, length) < 0) return -1;
+    *server = accept4(*listener, NULL, NULL, 0);
+    char byte = 'a';
+    for (int i = 0; i < 20; i++) {
+        if (write(client, &byte, 1) != 1 || read(*server, &byte, 1) != 1) return -1;
+        if (write(*server, &byte, 1) != 1 || read(client, &byte, 1) != 1) return -1;
+    }
     return client;
 }
 
