@@ -56,6 +56,9 @@ static int connected(int family, int *server) {
     int client = socket(family, SOCK_STREAM, IPPROTO_TCP);
     if (connect(client, address, length) < 0) return -1;
     *server = accept4(*listener, NULL, NULL, 0);
+    // Without Nagle's delays what was written is there to read.
+    setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    setsockopt(*server, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
     char byte = 'a';
     for (int i = 0; i < 20; i++) {
         if (write(client, &byte, 1) != 1 || read(*server, &byte, 1) != 1) return -1;
@@ -248,8 +251,20 @@ static void stream(int family) {
     SHOW(recv(server, byte, 6, MSG_WAITALL));
 
     int left = -1;
+    SHOW(recv(server, byte, sizeof byte, MSG_DONTWAIT));
+    SHOW(recv(server, byte, sizeof byte, MSG_DONTWAIT));
     SHOW(write(client, "12345", 5));
     SHOW(poll(&(struct pollfd){server, POLLIN, 0}, 1, 1000));
+    SHOW(recv(server, byte, 0, 0));
+    SHOW(recv(server, byte, 0, MSG_DONTWAIT));
+    SHOW(recvmsg(server, &(struct msghdr){0}, 0));
+    SHOW(read(server, byte, 0));
+    SHOW(recv(server, byte, sizeof byte, MSG_PEEK));
+    SHOW(recv(server, byte, 2, MSG_PEEK | MSG_TRUNC));
+    SHOW(writev(client, (struct iovec[]){{null, 3}}, 1));
+    SHOW(readv(server, (struct iovec[]){{null, 3}}, 1));
+    SHOW(sendmsg(client, &(struct msghdr){.msg_iov = (struct iovec[]){{byte, (size_t)-1}}, .msg_iovlen = 1}, 0));
+    SHOW(sendmsg(client, &(struct msghdr){.msg_name = byte, .msg_namelen = -1}, 0));
     SHOW(ioctl(server, FIONREAD, &left));
     SHOW(left);
     SHOW(ioctl(server, 0xdeadbeef, &left));
