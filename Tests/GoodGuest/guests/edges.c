@@ -215,7 +215,7 @@ static void stream(int family) {
     SHOW(recv(server, byte, 1, MSG_DONTWAIT));
     SHOW(send(client, "hello", 5, MSG_MORE));
     SHOW(send(client, " world", 6, 0));
-    SHOW(recv(server, byte, 11, MSG_WAITALL | MSG_PEEK));
+    SHOW(recv(server, byte, 11, MSG_PEEK) > 0);
     memset(&name, 77, sizeof name);
     SHOW(recvfrom(server, byte, 5, 0, (void *)&name, &length));
     SHOW(length);
@@ -441,6 +441,77 @@ static void waiting(void) {
     SHOW(close(client));
 }
 
+// Several messages at once, and the calls that work past the socket interface.
+static void multiple(void) {
+    char bytes[64];
+    int server, client = connected(AF_INET, &server), pipes[2];
+    struct iovec v[4] = {{"ab", 2}, {"cde", 3}, {bytes, 4}, {bytes + 4, 4}};
+    struct mmsghdr list[4] = {{{.msg_iov = v, .msg_iovlen = 2}}, {{.msg_iov = v + 1, .msg_iovlen = 1}},
+        {{.msg_iov = v + 2, .msg_iovlen = 1}}, {{.msg_iov = v + 3, .msg_iovlen = 1}}};
+    SHOW(sendmmsg(client, list, 2, 0));
+    SHOW(list[0].msg_len);
+    SHOW(list[1].msg_len);
+    SHOW(recvmmsg(server, list + 2, 2, MSG_WAITALL, null));
+    SHOW(list[2].msg_len);
+    SHOW(list[3].msg_len);
+    SHOW(memcmp(bytes, "abcdecde", 8));
+    SHOW(recvmmsg(server, list + 2, 2, MSG_DONTWAIT, null));
+    SHOW(sendmmsg(client, list, 1, 0));
+    SHOW(recvmmsg(server, list + 2, 2, MSG_WAITFORONE, null));
+    SHOW(list[2].msg_len);
+    SHOW(sendmmsg(client, list, 2, 0));
+    SHOW(recv(server, bytes, 4, MSG_WAITALL));
+    struct timespec time = {1, 0};
+    SHOW(recvmmsg(server, list + 2, 1, 0, &time));
+    SHOW(sendmmsg(client, null, 1, 0));
+    SHOW(sendmmsg(client, list, 0, 0));
+    SHOW(recvmmsg(server, list, 0, 0, null));
+    SHOW(recvmmsg(server, list + 2, 1, MSG_DONTWAIT, &(struct timespec){-1, 0}));
+    SHOW(sendmmsg(-1, list, 1, 0));
+    SHOW(recvmmsg(-1, list, 1, 0, null));
+    SHOW(pipe(pipes));
+    SHOW(splice(-1, null, pipes[1], null, 3, 0));
+    SHOW(splice(pipes[0], null, pipes[1], null, 3, SPLICE_F_NONBLOCK));
+    SHOW(close(client) + close(server));
+
+    // A socket fresh from connect.
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(bind(listener, (void *)&address, length) + listen(listener, 1) + getsockname(listener, (void *)&address, &length));
+    client = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(connect(client, (void *)&address, length));
+    server = accept(listener, NULL, NULL);
+    SHOW(write(client, "spliced", 7));
+    SHOW(splice(server, null, pipes[1], null, 7, 0));
+    SHOW(read(pipes[0], bytes, 7));
+    SHOW(write(pipes[1], "spliced", 7));
+    SHOW(splice(pipes[0], null, client, null, 7, 0));
+    SHOW(recv(server, bytes, 7, MSG_WAITALL));
+    FILE *file = fdopen(server, "r+");
+    setvbuf(file, NULL, _IOLBF, 0);
+    char line[64];
+    for (int i = 0; i < 40; i++) {
+        sprintf(line, "line %d\n", i);
+        if (write(client, line, strlen(line)) < 0 || !fgets(bytes, sizeof bytes, file) || strcmp(bytes, line)) SHOW(-1L);
+        fputs(line, file);
+        fflush(file);
+        if (recv(client, bytes, strlen(line), MSG_WAITALL) != strlen(line)) SHOW(-1L);
+    }
+    SHOW(fclose(file));
+    SHOW(recv(client, bytes, 1, 0));
+    // The number that fclose freed is a file's now.
+    int reused = open("/proc/self/exe", O_RDONLY);
+    SHOW(reused == server);
+    SHOW(read(reused, bytes, 4));
+    SHOW(readv(reused, (struct iovec[]){{bytes, 4}}, 1));
+    SHOW(write(reused, bytes, 4));
+    SHOW(recv(reused, bytes, 4, 0));
+    SHOW(close(reused));
+    SHOW(fdopen(-1, "r") == NULL);
+    SHOW(close(pipes[0]) + close(pipes[1]) + close(client) + close(listener));
+}
+
 // The address arguments of accept.
 static void accepting(void) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
@@ -583,6 +654,7 @@ int main(void) {
     others();
     stream(AF_INET);
     stream(AF_INET6);
+    multiple();
     accepting();
     waiting();
     signals();
