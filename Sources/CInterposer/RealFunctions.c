@@ -34,6 +34,12 @@ STUB(ssize_t, recvmsg, (int fd, struct msghdr *m, int g), CALL(recvmsg, fd, m, g
 STUB(ssize_t, sendmsg, (int fd, const struct msghdr *m, int g), CALL(sendmsg, fd, m, g, 0, 0, 0))
 STUB(ssize_t, sendfile, (int o, int i, int64_t *p, size_t n), CALL(sendfile, o, i, p, n, 0, 0))
 STUB(ssize_t, sendfile64, (int o, int i, int64_t *p, size_t n), CALL(sendfile, o, i, p, n, 0, 0))
+STUB(int, sendmmsg, (int fd, struct mmsghdr *m, unsigned n, int g), CALL(sendmmsg, fd, m, n, g, 0, 0))
+STUB(int, recvmmsg, (int fd, struct mmsghdr *m, unsigned n, int g, struct timespec *t), CALL(recvmmsg, fd, m, n, g, t, 0))
+STUB(ssize_t, splice, (int i, int64_t *p, int o, int64_t *q, size_t n, unsigned g), CALL(splice, i, p, o, q, n, g))
+// libc's function under its other exported name.
+extern void *_IO_fdopen(int, const char *);
+static void *stub_fdopen(int fd, const char *mode) { return _IO_fdopen(fd, mode); }
 
 static ssize_t stub___read_chk(int fd, void *p, size_t n, size_t size) {
     if (n > size) __chk_fail();

@@ -15,19 +15,28 @@ struct MessageCursor {
 
     var isAtStart: Bool { index == 0 && offset == 0 }
 
-    /// All bytes of all buffers; negative (as the kernel: EINVAL) when they do not fit.
-    func total() -> Int {
+    /// All bytes of all buffers, at most what one call moves; or -EMSGSIZE, -EINVAL or -EFAULT as the kernel would say of such
+    /// a message.
+    func total(_ message: UnsafePointer<msghdr>) -> Int {
+        if message.pointee.msg_name != nil, message.pointee.msg_namelen > UInt32(Int32.max) { return -Int(EINVAL) }
+        if vectorCount < 0 || vectorCount > MessageCursor.maximumVectors { return -Int(EMSGSIZE) }
         var sum = 0
         var i = 0
         while i < vectorCount {
-            let length = Int(bitPattern: UInt(vectors.unsafelyUnwrapped[i].iov_len))
-            if length < 0 { return -1 }
-            sum = sum &+ length
-            if sum < 0 { return -1 }
+            let vector = vectors.unsafelyUnwrapped[i]
+            let length = Int(vector.iov_len)
+            if length < 0 { return -Int(EINVAL) }
+            if length > 0, vector.iov_base == nil { return -Int(EFAULT) }
+            sum = min(sum &+ min(length, MessageCursor.maximumBytes), MessageCursor.maximumBytes)
             i &+= 1
         }
         return sum
     }
+
+    /// UIO_MAXIOV.
+    private static var maximumVectors: Int { 1024 }
+    /// MAX_RW_COUNT: the kernel moves no more in one call.
+    private static var maximumBytes: Int { 0x7FFF_F000 }
 
     /// The next piece; nil at the end.
     mutating func piece() -> (start: UnsafeMutableRawPointer, count: Int)? {

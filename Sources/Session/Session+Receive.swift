@@ -8,8 +8,10 @@ extension Session {
     /// Receives like recvmsg(2) on a stream socket.
     package func receive(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
         var cursor = MessageCursor(message)
-        let total = cursor.total()
-        if total <= 0 || flags & Int32(MSG_OOB | MSG_ERRQUEUE) != 0 { return ss_sys_recvmsg(fd, message, flags) }
+        let total = cursor.total(message)
+        if total < 0 { return total }
+        if flags & Int32(MSG_OOB | MSG_ERRQUEUE) != 0 { return ss_sys_recvmsg(fd, message, flags) }
+        if total == 0 { return receiveNothing(fd, message, flags) }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
         let peeks = flags & Int32(MSG_PEEK) != 0
         let wantsAll = flags & Int32(MSG_WAITALL) != 0 && !nonBlocking && !peeks
@@ -38,6 +40,14 @@ extension Session {
 
     /// Like recv(2) with one buffer. The common case, bytes waiting in the ring, without the loop.
     @inline(__always)
+    /// A receive into no room waits for data, too, and leaves them.
+    private func receiveNothing(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
+        var byte: UInt8 = 0
+        let result = receiveOneBuffer(fd, &byte, 1, (flags | Int32(MSG_PEEK)) & ~Int32(MSG_WAITALL))
+        if result >= 0 { Session.clearAncillary(message) }
+        return min(result, 0)
+    }
+
     package func receive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int, _ flags: Int32) -> Int {
         if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, slot.receiveLock.tryLock() {
             let taken = isUp ? receiveQuickly(buffer, count) : 0

@@ -9,8 +9,9 @@ extension Session {
     /// otherwise; SIGPIPE and the error numbers are the kernel's.
     package func send(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int {
         var cursor = MessageCursor(message)
-        let total = cursor.total()
-        if total <= 0 || flags & Int32(MSG_OOB) != 0 {
+        let total = cursor.total(message)
+        if total < 0 { return total }
+        if total == 0 || flags & Int32(MSG_OOB) != 0 {
             return total > 0 ? sendUrgent(fd, message, flags) : ss_sys_sendmsg(fd, message, flags)
         }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)

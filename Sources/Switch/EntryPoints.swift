@@ -281,13 +281,13 @@ package func switchFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -
 package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMutableRawPointer?) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_ioctl(fd, request, argument) } }
     let session = sessionOf(index)
-    if request == ss_fionread, session.isDual, let argument {
+    // The kernel goes first: it knows whether the program may have the answer at that address.
+    let result = ss_sys_ioctl(fd, request, argument)
+    if result == 0, request == ss_fionread, session.isDual, let argument {
         let queued = session.queuedBytes(fd)
         if queued < 0 { return queued }
         argument.storeBytes(of: Int32(clamping: queued), as: Int32.self)
-        return 0
     }
-    let result = ss_sys_ioctl(fd, request, argument)
     if result == 0, request == 0x5421 /* FIONBIO */, let argument {
         setNonBlocking(session.slot, argument.loadUnaligned(as: Int32.self) != 0)
     }

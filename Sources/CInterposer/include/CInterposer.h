@@ -27,6 +27,10 @@
     X(ssize_t, sendmsg, (int fd, const struct msghdr *_Nullable message, int flags)) \
     X(ssize_t, sendfile, (int out, int in, int64_t *_Nullable offset, size_t count)) \
     X(ssize_t, sendfile64, (int out, int in, int64_t *_Nullable offset, size_t count)) \
+    X(int, sendmmsg, (int fd, struct mmsghdr *_Nullable list, unsigned count, int flags)) \
+    X(int, recvmmsg, (int fd, struct mmsghdr *_Nullable list, unsigned count, int flags, struct timespec *_Nullable timeout)) \
+    X(ssize_t, splice, (int in, int64_t *_Nullable in_offset, int out, int64_t *_Nullable out_offset, size_t count, unsigned flags)) \
+    X(SS_P, fdopen, (int fd, const char *_Nullable mode)) \
     X(ssize_t, __read_chk, (int fd, SS_P buffer, size_t count, size_t size)) \
     X(ssize_t, __recv_chk, (int fd, SS_P buffer, size_t count, size_t size, int flags)) \
     X(ssize_t, __recvfrom_chk, (int fd, SS_P buffer, size_t count, size_t size, int flags, SS_P address, SS_LENGTH length)) \

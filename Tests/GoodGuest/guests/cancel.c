@@ -35,6 +35,7 @@ int main(int argc, char **argv) {
     struct sockaddr_in address;
     struct sockaddr_un path = {.sun_family = AF_UNIX};
     connect_pair(&client, &server);
+    echo(client, server, 50, 100);
     listener = listen_on_loopback(&address);
     local = socket(AF_UNIX, SOCK_STREAM, 0);
     CHECK(bind(local, (void *)&path, sizeof(sa_family_t)) == 0);

@@ -9,6 +9,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(way, "closefrom")) closefrom(3);
         else if (!strcmp(way, "close_range")) CHECK(close_range(3, ~0u, 0) == 0);
         else for (int fd = 3; fd < 1024; fd++) dup2(0, fd), close(fd);
+        pair_listener = -1;
         connect_pair(&client, &server);
         printf("%s: descriptors %d %d\n", way, client, server);
         echo(client, server, 200, 1000);

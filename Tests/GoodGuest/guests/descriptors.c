@@ -18,7 +18,7 @@ int main(void) {
     while ((fd = socket(AF_INET, SOCK_STREAM, 0)) >= 0) last = fd;
     printf("%s\n", errno == EMFILE ? "full" : strerror(errno));
     CHECK(last > 40);
-    for (fd = server + 1; fd <= last; fd++) close(fd);
+    for (fd = server + 1; fd <= last; fd++) CHECK(close(fd) == 0);
     echo(client, server, 100, 1000);
     printf("done\n");
     return 0;

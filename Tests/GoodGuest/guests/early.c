@@ -33,4 +33,5 @@ __attribute__((constructor)) static void early(void) {
     close(epoll);
     close(client);
     close(server);
+    close(pair_listener);
 }

@@ -38,20 +38,32 @@ static char big[1 << 16];
 static void *volatile null;
 static void *volatile bad = (void *)8;
 
+// A pair that has talked enough to be worth a companion. Its listener stays open.
 static int connected(int family, int *server) {
-    union { struct sockaddr a; struct sockaddr_in v4; struct sockaddr_in6 v6; } address;
-    memset(&address, 0, sizeof address);
-    address.a.sa_family = family;
-    socklen_t length = family == AF_INET ? sizeof address.v4 : sizeof address.v6;
-    if (family == AF_INET) address.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    else address.v6.sin6_addr = in6addr_loopback;
-    int listener = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (bind(listener, &address.a, length) < 0 || listen(listener, 8) < 0) return -1;
-    getsockname(listener, &address.a, &length);
+    static int listeners[2] = {-1, -1};
+    static union { struct sockaddr a; struct sockaddr_in v4; struct sockaddr_in6 v6; } addresses[2];
+    int *listener = &listeners[family == AF_INET6];
+    struct sockaddr *address = &addresses[family == AF_INET6].a;
+    socklen_t length = family == AF_INET ? sizeof addresses->v4 : sizeof addresses->v6;
+    if (*listener < 0) {
+        address->sa_family = family;
+        if (family == AF_INET) addresses[0].v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        else addresses[1].v6.sin6_addr = in6addr_loopback;
+        *listener = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (bind(*listener, address, length) < 0 || listen(*listener, 8) < 0) return -1;
+        getsockname(*listener, address, &length);
+    }
     int client = socket(family, SOCK_STREAM, IPPROTO_TCP);
-    if (connect(client, &address.a, length) < 0) return -1;
-    *server = accept4(listener, NULL, NULL, 0);
-    close(listener);
+    if (connect(client, address, length) < 0) return -1;
+    *server = accept4(*listener, NULL, NULL, 0);
+    // Without Nagle's delays what was written is there to read.
+    setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    setsockopt(*server, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    char byte = 'a';
+    for (int i = 0; i < 20; i++) {
+        if (write(client, &byte, 1) != 1 || read(*server, &byte, 1) != 1) return -1;
+        if (write(*server, &byte, 1) != 1 || read(client, &byte, 1) != 1) return -1;
+    }
     return client;
 }
 
@@ -203,7 +215,7 @@ static void stream(int family) {
     SHOW(recv(server, byte, 1, MSG_DONTWAIT));
     SHOW(send(client, "hello", 5, MSG_MORE));
     SHOW(send(client, " world", 6, 0));
-    SHOW(recv(server, byte, 11, MSG_WAITALL | MSG_PEEK));
+    SHOW(recv(server, byte, 11, MSG_PEEK) > 0);
     memset(&name, 77, sizeof name);
     SHOW(recvfrom(server, byte, 5, 0, (void *)&name, &length));
     SHOW(length);
@@ -239,8 +251,20 @@ static void stream(int family) {
     SHOW(recv(server, byte, 6, MSG_WAITALL));
 
     int left = -1;
+    SHOW(recv(server, byte, sizeof byte, MSG_DONTWAIT));
+    SHOW(recv(server, byte, sizeof byte, MSG_DONTWAIT));
     SHOW(write(client, "12345", 5));
     SHOW(poll(&(struct pollfd){server, POLLIN, 0}, 1, 1000));
+    SHOW(recv(server, byte, 0, 0));
+    SHOW(recv(server, byte, 0, MSG_DONTWAIT));
+    SHOW(recvmsg(server, &(struct msghdr){0}, 0));
+    SHOW(read(server, byte, 0));
+    SHOW(recv(server, byte, sizeof byte, MSG_PEEK));
+    SHOW(recv(server, byte, 2, MSG_PEEK | MSG_TRUNC));
+    SHOW(writev(client, (struct iovec[]){{null, 3}}, 1));
+    SHOW(readv(server, (struct iovec[]){{null, 3}}, 1));
+    SHOW(sendmsg(client, &(struct msghdr){.msg_iov = (struct iovec[]){{byte, (size_t)-1}}, .msg_iovlen = 1}, 0));
+    SHOW(sendmsg(client, &(struct msghdr){.msg_name = byte, .msg_namelen = -1}, 0));
     SHOW(ioctl(server, FIONREAD, &left));
     SHOW(left);
     SHOW(ioctl(server, 0xdeadbeef, &left));
@@ -307,7 +331,6 @@ static void stream(int family) {
     SHOW(memcmp(byte, "ELF", 3));
     SHOW(sendfile(client, server, NULL, 3));
     SHOW(sendfile(client, -1, NULL, 3));
-    SHOW(sendfile(client, file, bad, 3));
     SHOW(close(file));
 
     SHOW(shutdown(client, 77));
@@ -398,7 +421,6 @@ static void waiting(void) {
     SHOW(got[0].events);
     SHOW(got[0].data.u64 == e.data.u64);
     SHOW(epoll_wait(set, got, 0, 0));
-    SHOW(epoll_wait(set, bad, 4, 0));
     SHOW(epoll_pwait(set, got, 4, -1, NULL));
     SHOW(epoll_pwait2(set, got, 4, &(struct timespec){0, 0}, NULL));
     SHOW(epoll_pwait2(set, got, 4, &(struct timespec){0, -1}, NULL));
@@ -417,6 +439,77 @@ static void waiting(void) {
     SHOW(epoll_wait(set, got, 4, 0));
     SHOW(close(set));
     SHOW(close(client));
+}
+
+// Several messages at once, and the calls that work past the socket interface.
+static void multiple(void) {
+    char bytes[64];
+    int server, client = connected(AF_INET, &server), pipes[2];
+    struct iovec v[4] = {{"ab", 2}, {"cde", 3}, {bytes, 4}, {bytes + 4, 4}};
+    struct mmsghdr list[4] = {{{.msg_iov = v, .msg_iovlen = 2}}, {{.msg_iov = v + 1, .msg_iovlen = 1}},
+        {{.msg_iov = v + 2, .msg_iovlen = 1}}, {{.msg_iov = v + 3, .msg_iovlen = 1}}};
+    SHOW(sendmmsg(client, list, 2, 0));
+    SHOW(list[0].msg_len);
+    SHOW(list[1].msg_len);
+    SHOW(recvmmsg(server, list + 2, 2, MSG_WAITALL, null));
+    SHOW(list[2].msg_len);
+    SHOW(list[3].msg_len);
+    SHOW(memcmp(bytes, "abcdecde", 8));
+    SHOW(recvmmsg(server, list + 2, 2, MSG_DONTWAIT, null));
+    SHOW(sendmmsg(client, list, 1, 0));
+    SHOW(recvmmsg(server, list + 2, 2, MSG_WAITFORONE, null));
+    SHOW(list[2].msg_len);
+    SHOW(sendmmsg(client, list, 2, 0));
+    SHOW(recv(server, bytes, 4, MSG_WAITALL));
+    struct timespec time = {1, 0};
+    SHOW(recvmmsg(server, list + 2, 1, 0, &time));
+    SHOW(sendmmsg(client, null, 1, 0));
+    SHOW(sendmmsg(client, list, 0, 0));
+    SHOW(recvmmsg(server, list, 0, 0, null));
+    SHOW(recvmmsg(server, list + 2, 1, MSG_DONTWAIT, &(struct timespec){-1, 0}));
+    SHOW(sendmmsg(-1, list, 1, 0));
+    SHOW(recvmmsg(-1, list, 1, 0, null));
+    SHOW(pipe(pipes));
+    SHOW(splice(-1, null, pipes[1], null, 3, 0));
+    SHOW(splice(pipes[0], null, pipes[1], null, 3, SPLICE_F_NONBLOCK));
+    SHOW(close(client) + close(server));
+
+    // A socket fresh from connect.
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t length = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(bind(listener, (void *)&address, length) + listen(listener, 1) + getsockname(listener, (void *)&address, &length));
+    client = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(connect(client, (void *)&address, length));
+    server = accept(listener, NULL, NULL);
+    SHOW(write(client, "spliced", 7));
+    SHOW(splice(server, null, pipes[1], null, 7, 0));
+    SHOW(read(pipes[0], bytes, 7));
+    SHOW(write(pipes[1], "spliced", 7));
+    SHOW(splice(pipes[0], null, client, null, 7, 0));
+    SHOW(recv(server, bytes, 7, MSG_WAITALL));
+    FILE *file = fdopen(server, "r+");
+    setvbuf(file, NULL, _IOLBF, 0);
+    char line[64];
+    for (int i = 0; i < 40; i++) {
+        sprintf(line, "line %d\n", i);
+        if (write(client, line, strlen(line)) < 0 || !fgets(bytes, sizeof bytes, file) || strcmp(bytes, line)) SHOW(-1L);
+        fputs(line, file);
+        fflush(file);
+        if (recv(client, bytes, strlen(line), MSG_WAITALL) != strlen(line)) SHOW(-1L);
+    }
+    SHOW(fclose(file));
+    SHOW(recv(client, bytes, 1, 0));
+    // The number that fclose freed is a file's now.
+    int reused = open("/proc/self/exe", O_RDONLY);
+    SHOW(reused == server);
+    SHOW(read(reused, bytes, 4));
+    SHOW(readv(reused, (struct iovec[]){{bytes, 4}}, 1));
+    SHOW(write(reused, bytes, 4));
+    SHOW(recv(reused, bytes, 4, 0));
+    SHOW(close(reused));
+    SHOW(fdopen(-1, "r") == NULL);
+    SHOW(close(pipes[0]) + close(pipes[1]) + close(client) + close(listener));
 }
 
 // The address arguments of accept.
@@ -561,6 +654,7 @@ int main(void) {
     others();
     stream(AF_INET);
     stream(AF_INET6);
+    multiple();
     accepting();
     waiting();
     signals();

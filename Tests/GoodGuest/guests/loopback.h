@@ -33,13 +33,15 @@ static inline int listen_on_loopback(struct sockaddr_in *address) {
     return listener;
 }
 
+// The listener stays open, since a connection whose listener is gone stays on TCP; -1: not made yet, or closed.
+static int pair_listener = -1;
+
 static inline void connect_pair(int *client, int *server) {
-    struct sockaddr_in address;
-    int listener = listen_on_loopback(&address);
+    static struct sockaddr_in address;
+    if (pair_listener < 0) pair_listener = listen_on_loopback(&address);
     CHECK((*client = socket(AF_INET, SOCK_STREAM, 0)) >= 0);
     CHECK(connect(*client, (void *)&address, sizeof address) == 0);
-    CHECK((*server = accept(listener, NULL, NULL)) >= 0);
-    CHECK(close(listener) == 0);
+    CHECK((*server = accept(pair_listener, NULL, NULL)) >= 0);
 }
 
 // Sends `rounds` numbered messages of `size` bytes there and back and checks each byte of them.

@@ -15,6 +15,7 @@ int main(void) {
             close(server);
             dup2(client, 1);
             close(client);
+            close(pair_listener);
             closefrom(3);
             execl("/bin/echo", "echo", "through a socket", (char *)NULL);
             _exit(1);

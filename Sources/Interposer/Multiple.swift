@@ -1,0 +1,89 @@
+import CInterposer
+import CSocketSwitch
+
+// Several messages in one call, which is as many calls as far as a stream goes.
+
+@c(sendmmsg) public func interposedSendmmsg(
+    _ fd: Int32, _ list: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32
+) -> Int32 {
+    descriptorEntry(fd) == 0 ? ss_real.sendmmsg(fd, list, count, flags) : trackedSendMessages(fd, list, count, flags)
+}
+
+/// Ends at the first message that does not go whole. The kernel takes at most 1024 at once.
+@inline(never)
+func trackedSendMessages(_ fd: Int32, _ list: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32) -> Int32 {
+    guard let list, count > 0 else { return ss_real.sendmmsg(fd, list, count, flags) }
+    ss_test_cancel()
+    var done = 0
+    while done < Int(min(count, 1024)) {
+        let result = switchSendMessage(fd, &list[done].msg_hdr, flags)
+        if result < 0 { return done > 0 ? Int32(truncatingIfNeeded: done) : Int32(truncatingIfNeeded: answerCancellable(result)) }
+        list[done].msg_len = UInt32(truncatingIfNeeded: result)
+        let whole = result >= bytes(of: list[done].msg_hdr)
+        done &+= 1
+        if !whole { break }
+    }
+    return Int32(truncatingIfNeeded: done)
+}
+
+@inline(__always)
+private func bytes(of message: msghdr) -> Int {
+    guard let pieces = message.msg_iov else { return 0 }
+    var total = 0
+    var index = 0
+    while index < Int(message.msg_iovlen) {
+        total = total &+ Int(pieces[index].iov_len)
+        index &+= 1
+    }
+    return total
+}
+
+@c(recvmmsg) public func interposedRecvmmsg(
+    _ fd: Int32, _ list: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32,
+    _ timeout: UnsafeMutablePointer<timespec>?
+) -> Int32 {
+    descriptorEntry(fd) == 0
+        ? ss_real.recvmmsg(fd, list, count, flags, timeout) : trackedReceiveMessages(fd, list, count, flags, timeout)
+}
+
+/// As the kernel does it, the time-out is looked at only between messages. MSG_WAITFORONE waits for the first one alone.
+@inline(never)
+func trackedReceiveMessages(
+    _ fd: Int32, _ list: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32,
+    _ timeout: UnsafeMutablePointer<timespec>?
+) -> Int32 {
+    guard let list, count > 0, timeout == nil || isTime(timeout) else {
+        return ss_real.recvmmsg(fd, list, count, flags, timeout)
+    }
+    ss_test_cancel()
+    let waitForOne = Int32(0x10000)
+    let start = ss_monotonic_ns()
+    var flagsNow = flags & ~waitForOne
+    var done = 0
+    while done < Int(min(count, 1024)) {
+        let result = switchReceiveMessage(fd, &list[done].msg_hdr, flagsNow)
+        if result < 0 { return done > 0 ? Int32(truncatingIfNeeded: done) : Int32(truncatingIfNeeded: answerCancellable(result)) }
+        list[done].msg_len = UInt32(truncatingIfNeeded: result)
+        done &+= 1
+        if flags & waitForOne != 0 { flagsNow |= Int32(MSG_DONTWAIT) }
+        if let timeout, !takeElapsed(from: timeout, since: start) { break }
+    }
+    return Int32(truncatingIfNeeded: done)
+}
+
+@inline(__always)
+private func isTime(_ time: UnsafeMutablePointer<timespec>?) -> Bool {
+    guard let time else { return false }
+    return time.pointee.tv_sec >= 0 && time.pointee.tv_nsec >= 0 && time.pointee.tv_nsec < 1_000_000_000
+}
+
+/// Leaves in `time` what remains of it. False: nothing.
+@inline(__always)
+private func takeElapsed(from time: UnsafeMutablePointer<timespec>, since start: UInt64) -> Bool {
+    let passed = ss_monotonic_ns() &- start
+    let whole = UInt64(bitPattern: Int64(time.pointee.tv_sec)) &* 1_000_000_000 &+ UInt64(bitPattern: Int64(time.pointee.tv_nsec))
+    let left = whole > passed ? whole &- passed : 0
+    time.pointee.tv_sec = Int(truncatingIfNeeded: left / 1_000_000_000)
+    time.pointee.tv_nsec = Int(truncatingIfNeeded: left % 1_000_000_000)
+    return left > 0
+}
