@@ -153,7 +153,9 @@ package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, 
         }
     }
     guard let buffer else { return ss_sys_sendto(fd, nil, count, flags) }
-    return session.send(fd, buffer, count, flags)
+    let result = session.send(fd, buffer, count, flags)
+    if result != count { readinessNoteFull(index) }
+    return result
 }
 
 /// read, recv, recvfrom without an address.
@@ -184,7 +186,9 @@ package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ 
             return result
         }
     }
-    return session.send(fd, message, flags)
+    let result = session.send(fd, message, flags)
+    readinessNoteSent(index, message, result)
+    return result
 }
 
 /// recvmsg, readv, recvfrom with an address.
@@ -213,7 +217,9 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
             return result
         }
     }
-    return session.sendFile(out, input, offset, count)
+    let result = session.sendFile(out, input, offset, count)
+    if result != count { readinessNoteFull(index) }
+    return result
 }
 
 /// One of the library's own descriptors does not exist for the program.

@@ -57,10 +57,6 @@ struct EpollSet {
 
     @inline(__always) func has(_ flag: UInt64) -> Bool { flags.load() & flag != 0 }
 
-    static var firstSpinNanoseconds: UInt64 { 50_000 }
-    static var maximumSpinNanoseconds: UInt64 { 100_000 }
-    static var minimumSpinNanoseconds: UInt64 { 2_000 }
-
     // MARK: Lists. Under the lock.
 
     /// Puts a registration at the end of the hot list.

@@ -209,31 +209,26 @@ struct EpollWaiter {
     /// Looks at the hot sockets until the budget is spent. Events found, or 0; or -errno.
     private mutating func spin(_ start: UInt64) -> Int {
         if ss_session_state.never_spin != 0 || set.hotCount == 0 { return 0 }
-        let budget = min(set.spinNanoseconds.loadRelaxed(), Deadline.left(deadline, start))
+        let allowed = set.spinNanoseconds.loadRelaxed()
+        let budget = min(allowed, Deadline.left(deadline, start))
+        if allowed < SpinBudget.minimum { return 0 }
         let hottest = set.hottest
-        if hottest != 0, peerIsHere(hottest) {
-            var yields = 0
-            while yields < 20 {
-                _ = ss_sys_sched_yield()
-                let count = set.scan(root, events, 0, maximum, start, mayAsk: false)
-                if count > 0 { return count }
-                yields &+= 1
-            }
-            return 0
-        }
-        if budget < EpollSet.minimumSpinNanoseconds { return 0 }
+        let mustYield = hottest != 0 && peerIsHere(hottest)
+        var yields = 0
         var now = start
         while now &- start < budget {
             let elapsed = now &- start
             if elapsed > 3_000, mask == nil { gate.close() }
-            if elapsed < 8_000 {
-                ss_pause()
-                ss_pause()
-                ss_pause()
-                ss_pause()
-            } else {
+            if mustYield || elapsed >= 8_000 {
                 _ = ss_sys_sched_yield()
+                yields &+= 1
+            } else {
+                ss_pause()
+                ss_pause()
+                ss_pause()
+                ss_pause()
             }
+            let before = now
             now = ss_monotonic_ns()
             var count = 0
             if now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
@@ -243,13 +238,14 @@ struct EpollWaiter {
             }
             count = set.scan(root, events, count, maximum, now, mayAsk: false)
             if count > 0 {
-                set.spinNanoseconds.storeRelaxed(min(budget &+ budget / 4, EpollSet.maximumSpinNanoseconds))
+                if now &- before < SpinBudget.lost { set.spinNanoseconds.storeRelaxed(SpinBudget.grown(allowed)) }
                 return count
             }
+            if mustYield, yields == 20 { break }
+            // Somebody else has the processor: who sleeps gets it back sooner than who yields.
+            if now &- before >= SpinBudget.lost { break }
         }
-        if deadline == Deadline.never || now < deadline {
-            set.spinNanoseconds.storeRelaxed(max(budget / 2, EpollSet.minimumSpinNanoseconds / 2))
-        }
+        if deadline == Deadline.never || now < deadline { set.spinNanoseconds.storeRelaxed(SpinBudget.shrunk(allowed)) }
         return 0
     }
 
@@ -288,10 +284,9 @@ struct EpollWaiter {
         if count < 0 { return count }
         now = ss_monotonic_ns()
         set.lastKernelPoll.storeRelaxed(now)
-        if count > 0, now &- start < EpollSet.maximumSpinNanoseconds {
+        if count > 0, now &- start < SpinBudget.maximum {
             // Woken sooner than a wake-up costs: looking a little longer would have been cheaper.
-            let budget = set.spinNanoseconds.loadRelaxed()
-            set.spinNanoseconds.storeRelaxed(min(budget &* 2 &+ 2_000, EpollSet.maximumSpinNanoseconds))
+            set.spinNanoseconds.storeRelaxed(SpinBudget.afterShortSleep(set.spinNanoseconds.loadRelaxed()))
         }
         let isOver = deadline != Deadline.never && now >= deadline
         count = set.scan(root, events, sift(0, count), maximum, now, mayAsk: isOver)

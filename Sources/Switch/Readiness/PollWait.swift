@@ -216,37 +216,32 @@ struct PollWaiter {
             peer = session.peerCPU
             session.leaveWatch(0)
         }
-        if peer == UInt64(UInt32(bitPattern: ss_cpu())) {
-            var yields = 0
-            while yields < 20 {
-                _ = ss_sys_sched_yield()
-                if looksReady() { break }
-                yields &+= 1
-            }
-            return look(start)
-        }
-        var budget = UInt64(session.connection.pointee.receiveSpinNanoseconds)
-        if budget == 0 { budget = EpollSet.firstSpinNanoseconds }
-        let limit = min(budget, Deadline.left(deadline, start))
+        var allowed = UInt64(session.connection.pointee.receiveSpinNanoseconds)
+        if allowed == 0 { allowed = SpinBudget.first }
+        if allowed < SpinBudget.minimum { return 0 }
+        let budget = min(allowed, Deadline.left(deadline, start))
+        let mustYield = peer == UInt64(UInt32(bitPattern: ss_cpu()))
+        var yields = 0
         var lastAsked = start
         var now = start
-        while now &- start < limit {
+        while now &- start < budget {
             let elapsed = now &- start
             if elapsed > 3_000, mask == nil { gate.close() }
-            if elapsed < 8_000 {
-                ss_pause()
-                ss_pause()
-                ss_pause()
-                ss_pause()
-            } else {
+            if mustYield || elapsed >= 8_000 {
                 _ = ss_sys_sched_yield()
+                yields &+= 1
+            } else {
+                ss_pause()
+                ss_pause()
+                ss_pause()
+                ss_pause()
             }
+            let before = now
             now = ss_monotonic_ns()
             if looksReady() {
                 let ready = look(now)
                 if ready > 0 {
-                    let grown = min(budget &+ budget / 4, EpollSet.maximumSpinNanoseconds)
-                    session.connection.pointee.receiveSpinNanoseconds = UInt32(grown)
+                    if now &- before < SpinBudget.lost { setSpin(session, SpinBudget.grown(allowed)) }
                     return ready
                 }
             }
@@ -255,12 +250,16 @@ struct PollWaiter {
                 let ready = askKernel(now, nil)
                 if ready != 0 { return ready }
             }
+            if mustYield, yields == 20 { break }
+            // Somebody else has the processor: who sleeps gets it back sooner than who yields.
+            if now &- before >= SpinBudget.lost { break }
         }
-        if limit == budget {
-            let shrunk = max(budget / 2, EpollSet.minimumSpinNanoseconds)
-            session.connection.pointee.receiveSpinNanoseconds = UInt32(shrunk)
-        }
+        if deadline == Deadline.never || now < deadline { setSpin(session, SpinBudget.shrunk(allowed)) }
         return 0
+    }
+
+    private func setSpin(_ session: Session, _ nanoseconds: UInt64) {
+        session.connection.pointee.receiveSpinNanoseconds = UInt32(nanoseconds)
     }
 
     // MARK: Sleeping
@@ -281,8 +280,13 @@ struct PollWaiter {
         let result = gate.withMask(mask) { mask in
             left == Deadline.never ? ss_sys_ppoll(extended, total, nil, mask) : ss_sys_ppoll(extended, total, &timeout, mask)
         }
+        let slept = now
         now = ss_monotonic_ns()
         if result < 0 { return result }
+        if result > 0, doorbells > 0, now &- slept < SpinBudget.maximum {
+            let session = sessionOf(Int(sockets[0]))
+            setSpin(session, SpinBudget.afterShortSleep(UInt64(session.connection.pointee.receiveSpinNanoseconds)))
+        }
         if result == 0 {
             leavesDoorbellsOut = false
             vainWakeUps = 0

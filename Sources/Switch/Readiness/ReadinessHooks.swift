@@ -140,6 +140,54 @@ package func readinessKick(_ socket: Int) {
     if outcome == .acquired { lock.unlock() }
 }
 
+/// A send of the program found too little room on the companion. Its edge-triggered registrations wait for room from now on,
+/// which a registration that is not hot has not asked the peer to tell.
+@inline(__always)
+func readinessNoteFull(_ socket: Int) {
+    if connectionRecord(socket).pointee.firstRegistration != 0 { awaitRoom(socket) }
+}
+
+@inline(never)
+private func awaitRoom(_ socket: Int) {
+    guard let root = ReadinessRoot.existing else { return }
+    let lock = root.socketLock(socket)
+    let outcome = lock.lock()
+    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        if one.has(Registration.State.dual), !one.has(Registration.State.disabled), one.wantsOutput {
+            let container = root.set(Int(one.set))
+            if container.lock.lock() == .acquired {
+                container.heat(root, index)
+                if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) {
+                    one.arm()
+                    let found = sessionOf(socket).readiness(one.descriptor, one.events & Interest.events)
+                    if found & Interest.writing != 0 { container.kick(root, index) }
+                }
+                container.lock.unlock()
+            } else {
+                container.flags.setBits(EpollSet.Flags.attention)
+            }
+        }
+        index = one.nextInSocket
+    }
+    if outcome == .acquired { lock.unlock() }
+}
+
+/// The same for a message of which `result` bytes were taken.
+func readinessNoteSent(_ socket: Int, _ message: UnsafePointer<msghdr>, _ result: Int) {
+    guard connectionRecord(socket).pointee.firstRegistration != 0 else { return }
+    var left = result
+    if left > 0, let vectors = message.pointee.msg_iov {
+        var index = 0
+        while index < Int(message.pointee.msg_iovlen) {
+            left &-= Int(bitPattern: UInt(vectors[index].iov_len))
+            index &+= 1
+        }
+    }
+    if left != 0 { awaitRoom(socket) }
+}
+
 /// One descriptor of epoll set record `set` is about to be closed or replaced, and `other` still refers to it.
 package func readinessSetKept(_ set: Int, _ other: Int32) { ReadinessRoot.existing?.set(set).descriptor = other }
 

@@ -130,7 +130,7 @@ struct ReadinessRoot {
             // The lock's 16 bytes stay: a late waiter of the set's former life may still hold it for a moment.
             memset(one.base + 16, 0, EpollSet.bytes - 16)
             one.descriptor = descriptor
-            one.spinNanoseconds.storeRelaxed(EpollSet.firstSpinNanoseconds)
+            one.spinNanoseconds.storeRelaxed(SpinBudget.first)
         }
         setsLock.unlock()
         return Int(index)

@@ -31,6 +31,20 @@ enum Deadline {
     }
 }
 
+/// How long looking may go on before sleeping, nanoseconds: about what a sleep and a wake-up cost.
+enum SpinBudget {
+    static var first: UInt64 { 50_000 }
+    static var maximum: UInt64 { 100_000 }
+    /// Below it looking is not worth beginning.
+    static var minimum: UInt64 { 2_000 }
+    /// A yield that took so long gave the processor to somebody who is not our peer.
+    static var lost: UInt64 { 100_000 }
+
+    static func grown(_ budget: UInt64) -> UInt64 { min(budget &+ budget / 4, maximum) }
+    static func shrunk(_ budget: UInt64) -> UInt64 { max(budget / 2, minimum / 2) }
+    static func afterShortSleep(_ budget: UInt64) -> UInt64 { min(budget &* 2 &+ 2_000, maximum) }
+}
+
 /// Holds signals back while a wait call looks instead of sleeping, so that a handler that runs then still ends the sleep
 /// with EINTR: the kernel call that follows gets the former mask back, at once with its sleep.
 struct SignalGate {
