@@ -6,7 +6,7 @@
 //     StreamPair both [options]                       both ends in this process
 //
 // Options: --seed S  --seconds N  --connections N (at a time)  --maximum-bytes N (a direction)  --count N (connections in
-// all)  --first N (number of the first connection)  --only KIND|LAYOUT|WAITING  --stall N (seconds without progress that are a failure)  --address A  --keep-server
+// all)  --first N (number of the first connection)  --only KIND|LAYOUT|WAITING,… (31 bytes)  --stall N (seconds without progress that are a failure)  --address A  --keep-server
 
 import CProgramSupport
 import Glibc
