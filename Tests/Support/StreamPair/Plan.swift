@@ -57,14 +57,14 @@ struct Plan: CustomStringConvertible {
         var random = Random(seed: Random.mix(seed ^ Random.mix(index)))
         let kindRoll = random.below(8)
         var kind: Kind = kindRoll == 0 ? .lockstep : kindRoll == 1 ? .contended : .stream
-        if let only, let wanted = Kind(rawValue: only) { kind = wanted }
+        kind = Plan.narrowed(kind, only)
         self.kind = kind
         func end(_ random: inout Random) -> End {
             var layout = Layout.allCases[random.below(Layout.allCases.count)]
-            if let only, let wanted = Layout(rawValue: only) { layout = wanted }
+            layout = Plan.narrowed(layout, only)
             let nonBlocking = random.chance(1, in: 2) || layout == .loop
             var waiting = Waiting.allCases[random.below(Waiting.allCases.count)]
-            if let only, let wanted = Waiting(rawValue: only) { waiting = wanted }
+            waiting = Plan.narrowed(waiting, only)
             return End(
                 layout: layout, nonBlocking: nonBlocking, waiting: waiting, threads: 2 + random.below(3),
                 childSends: random.chance(1, in: 2), childClosesOthers: random.chance(1, in: 2))
@@ -77,6 +77,15 @@ struct Plan: CustomStringConvertible {
         rests = random.chance(1, in: 3)
         senders = 2 + random.below(4)
         receivers = 1 + random.below(3)
+    }
+
+    /// `choice`, or when `only` names some of its kind and not it, one of those.
+    private static func narrowed<Choice: RawRepresentable & CaseIterable & Equatable>(_ choice: Choice, _ only: String?) -> Choice
+    where Choice.RawValue == String {
+        guard let only else { return choice }
+        let wanted = only.split(separator: ",").compactMap { Choice(rawValue: String($0)) }
+        guard !wanted.isEmpty, !wanted.contains(choice) else { return choice }
+        return wanted[Array(Choice.allCases).firstIndex(of: choice)! % wanted.count]
     }
 
     func pattern(toServer: Bool) -> Pattern {

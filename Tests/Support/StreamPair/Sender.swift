@@ -24,7 +24,12 @@ final class Sender {
 
     private static let maximumVectors = 32
 
-    init(_ descriptor: Int32, _ pattern: Pattern, total: Int, nonBlocking: Bool, rests: Bool, seed: UInt64) {
+    private let label: String
+
+    init(
+        _ descriptor: Int32, _ pattern: Pattern, total: Int, nonBlocking: Bool, rests: Bool, seed: UInt64, label: String
+    ) {
+        self.label = label
         self.descriptor = descriptor
         self.pattern = pattern
         self.nonBlocking = nonBlocking
@@ -53,12 +58,12 @@ final class Sender {
             let code = errno
             if code == EINTR { return .moved }
             if code == EAGAIN && (nonBlocking || mayBeShort) { return .wouldBlock }
-            fail("\(failure(call, code)) at offset \(position)")
+            fail("\(failure(call, code)) at offset \(position) of \(limit); \(label)")
         }
-        if result == 0 { fail("\(call) of \(count) bytes returned 0 at offset \(position)") }
+        if result == 0 { fail("\(call) of \(count) bytes returned 0 at offset \(position); \(label)") }
         if result > count { fail("\(call) of \(count) bytes returned \(result)") }
         if result < count && !nonBlocking && !mayBeShort {
-            fail("\(call) on a blocking socket took \(result) of \(count) bytes at offset \(position)")
+            fail("\(call) on a blocking socket took \(result) of \(count) bytes at offset \(position); \(label)")
         }
         position += result
         progress.add(result, ordering: .relaxed)

@@ -28,16 +28,18 @@ struct Session {
         if close(descriptor) != 0 { fail(failure("close", errno)) }
     }
 
+    private var label: String { "\(isClient ? "client" : "server") of \(plan)" }
+
     private func sender(nonBlocking: Bool) -> Sender {
         Sender(
             descriptor, plan.pattern(toServer: isClient), total: outgoing, nonBlocking: nonBlocking, rests: plan.rests,
-            seed: choices)
+            seed: choices, label: label)
     }
 
     private func receiver(nonBlocking: Bool) -> Receiver {
         Receiver(
             descriptor, plan.pattern(toServer: !isClient), total: incoming, nonBlocking: nonBlocking, rests: plan.rests,
-            seed: ~choices, label: "\(isClient ? "client" : "server") of \(plan)")
+            seed: ~choices, label: label)
     }
 
     private func endSending() {

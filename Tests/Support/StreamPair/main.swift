@@ -6,7 +6,7 @@
 //     StreamPair both [options]                       both ends in this process
 //
 // Options: --seed S  --seconds N  --connections N (at a time)  --maximum-bytes N (a direction)  --count N (connections in
-// all)  --only KIND|LAYOUT|WAITING  --stall N (seconds without progress that are a failure)  --address A  --keep-server
+// all)  --first N (number of the first connection)  --only KIND|LAYOUT|WAITING,… (31 bytes)  --stall N (seconds without progress that are a failure)  --address A  --keep-server
 
 import CProgramSupport
 import Glibc
@@ -19,6 +19,7 @@ struct Options {
     var connections = 3
     var maximumBytes = 64 << 20
     var count = Int.max
+    var first = 0
     var only: String?
     var stallSeconds = 30
     var address = "127.0.0.1"
@@ -53,6 +54,7 @@ func parse() -> (role: String, options: Options) {
         case "--connections": options.connections = Int(value) ?? 3
         case "--maximum-bytes": options.maximumBytes = Int(value) ?? 64 << 20
         case "--count": options.count = Int(value) ?? Int.max
+        case "--first": options.first = Int(value) ?? 0
         case "--only": options.only = value
         case "--stall": options.stallSeconds = Int(value) ?? 30
         case "--address": options.address = value
@@ -122,6 +124,7 @@ func watchdog(_ options: Options) {
             let current = progress.load(ordering: .relaxed)
             still = current == last && active.load(ordering: .relaxed) > 0 ? still + 1 : 0
             last = current
+            if still == 6 { describeActive() }
             if still >= options.stallSeconds {
                 describeActive()
                 fail("stalled: no byte moved for \(still) s (seed \(options.seed))")
@@ -211,7 +214,10 @@ func serve(_ descriptor: Int32) {
     while true {
         let connection = accept(descriptor, nil, nil)
         if connection < 0 { fail(failure("accept", errno)) }
-        guard let header = readHeader(connection) else {
+        active.add(1, ordering: .relaxed)
+        let found = readHeader(connection)
+        active.subtract(1, ordering: .relaxed)
+        guard let header = found else {
             close(connection)
             continue
         }
@@ -228,16 +234,18 @@ func serve(_ descriptor: Int32) {
 func runClient(_ options: Options) {
     report("StreamPair: --seed \(options.seed)")
     let started = now()
-    let next = Atomic<Int>(0)
+    let next = Atomic<Int>(options.first)
     let workers = (0..<options.connections).map { _ in
         startThread {
             while now() - started < options.seconds {
                 let index = next.add(1, ordering: .relaxed).oldValue
-                if index >= options.count { return }
+                if index - options.first >= options.count { return }
                 let plan = Plan(
                     seed: options.seed, index: UInt64(index), maximumBytes: options.maximumBytes, only: options.only)
+                active.add(1, ordering: .relaxed)
                 let descriptor = connect(options)
                 writeHeader(descriptor, seed: options.seed, index: UInt64(index), options)
+                active.subtract(1, ordering: .relaxed)
                 runSession(descriptor, plan, isClient: true)
             }
         }
@@ -262,7 +270,7 @@ func rehearse() {
     for end in ends { _ = program_set_nonblocking(end, 1) }
     let pattern = Pattern(seed: 42)
     let total = 8 << 20
-    let sender = Sender(ends[0], pattern, total: total, nonBlocking: true, rests: false, seed: 1)
+    let sender = Sender(ends[0], pattern, total: total, nonBlocking: true, rests: false, seed: 1, label: "rehearsal")
     let receiver = Receiver(ends[1], pattern, total: total, nonBlocking: true, rests: false, seed: 2, label: "rehearsal")
     for kind in Plan.Waiting.allCases {
         Waiter(ends[0], kind).wait(reading: false, writing: true)
