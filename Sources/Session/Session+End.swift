@@ -20,6 +20,9 @@ extension Session {
         if outcome == .acquired { slot.sendLock.unlock() }
     }
 
+    /// In a forked child: the session that the parent is setting up is none of ours.
+    package func forget() { if !isUp { abandon() } }
+
     /// The process's last descriptor of the socket is about to be closed. Ends this process's use of the windows; the
     /// companion is the caller's to close afterwards. `last`: no other process holds the socket.
     ///
@@ -50,6 +53,8 @@ extension Session {
             connection.pointee.remote = nil
             connection.pointee.notification = -1
             connection.pointee.ownsLocal = false
+        } else {
+            abandon()
         }
         if receiving == .acquired { slot.receiveLock.unlock() }
         if sending == .acquired { slot.sendLock.unlock() }

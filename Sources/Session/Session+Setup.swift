@@ -18,6 +18,10 @@ enum Hello {
 /// What became of a step in setting up.
 package enum SetupResult: Sendable {
     case done, pending, failed
+    /// The peer declined, or gave up.
+    case refused
+    /// No memory for the window.
+    case noMemory
 }
 
 extension Session {
@@ -49,7 +53,7 @@ extension Session {
             connection.pointee.local = Session.mapMemory(Window.bytes)
             connection.pointee.ownsLocal = true
         }
-        guard let window = connection.pointee.local else { return .failed }
+        guard let window = connection.pointee.local else { return .noMemory }
         connection.pointee.local = nil  // not before the session is up: `isUp` looks at it
         connection.pointee.remote = window  // kept here meanwhile
         var hello = InlineArray<128, UInt8>(repeating: 0)
@@ -85,7 +89,7 @@ extension Session {
         if result(companion, &connection.pointee.helloReceive, &transferred, 0, &flags, &error) == 0 {
             if error == EINPROGRESS || error == EAGAIN { return .pending }
             abandon()
-            return .failed
+            return error == ECONNREFUSED || error == ECONNRESET ? .refused : .failed
         }
         let hello = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &connection.pointee.hello) { $0 })
         let ring = hello.loadUnaligned(fromByteOffset: 16, as: UInt64.self)
@@ -155,8 +159,8 @@ extension Session {
         slot.armedForReceiveCounter.store(0)
     }
 
-    /// Setting up failed: gives back what `begin` took.
-    private func abandon() {
+    /// Setting up failed or was given up: gives back what `begin` took. Harmless before it.
+    func abandon() {
         if connection.pointee.ownsLocal, let window = connection.pointee.remote { _ = ss_sys_munmap(window, Window.bytes) }
         connection.pointee.ownsLocal = false
         connection.pointee.remote = nil
