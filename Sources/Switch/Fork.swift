@@ -14,7 +14,7 @@ import StreamRing
 package func switchBeforeFork() {
     let state = privateState
     guard let memory = state.pointee.arena else { return }
-    waitForPendingLock()
+    state.pointee.forkHoldsPending = waitForPendingLock()
     readinessBeforeFork()
     state.pointee.forkMask = sharedMemoryProviderBeforeFork()
     state.pointee.reservedChild = Int32(FamilyArena(memory).reserveChild(of: Int(state.pointee.process)))
@@ -24,7 +24,7 @@ package func switchAfterForkInParent() {
     guard privateState.pointee.arena != nil else { return }
     sharedMemoryProviderAfterForkInParent(privateState.pointee.forkMask)
     readinessAfterForkInParent()
-    unlockPending()
+    if privateState.pointee.forkHoldsPending { unlockPending() }
 }
 
 package func switchAfterForkInChild() {
@@ -46,21 +46,30 @@ package func switchAfterForkInChild() {
         if session.connection.pointee.generation != 0 { session.forgetOtherThreads() }
         inherited += 1
     }
-    // Companions under way are the parent's: a socket that two processes hold is not upgraded.
-    var index = Int(state.pointee.firstPending)
-    while index != 0 {
-        let record = sessionOf(index).connection
-        let next = Int(record.pointee.nextPending)
-        if record.pointee.companionPhase != CompanionPhase.listening {
-            removePending(index)
-            record.pointee.companionPhase = CompanionPhase.none
-            record.pointee.companion = 0
-            record.pointee.remote = nil
-        }
-        index = next
-    }
-    unlockPending()
     sharedMemoryProviderAfterForkInChild(process: state.pointee.process, mask: state.pointee.forkMask)
+    forgetCompanionsUnderWay(arena)
+    unlockPending()
     refetchEventWords()
     readinessAfterForkInChild()
+}
+
+/// Companions under way, and offers, are the parent's: the child, once it is alone, begins anew. Its copies are closed,
+/// which the providers keep from the peer.
+private func forgetCompanionsUnderWay(_ arena: FamilyArena) {
+    var index = 1
+    let end = Int(arena.highWater.load())
+    while index < end {
+        let session = sessionOf(index)
+        switch session.connection.pointee.companionPhase {
+        case CompanionPhase.connecting, CompanionPhase.negotiating:
+            removePending(index)
+            session.forget()
+            closeCompanion(index)
+        case CompanionPhase.offered:
+            session.connection.pointee.companionPhase = CompanionPhase.none
+        default:
+            break
+        }
+        index += 1
+    }
 }
