@@ -13,6 +13,8 @@ package struct Connection {
     /// Threads that look at the windows without holding a lock: unmapping waits for them. First, because it is atomic and
     /// must be reached by address.
     package var watchers: UInt64 = 0
+    /// Threads of this process that sleep on the doorbell level-triggered (receive, send, poll). Atomic, too: second.
+    package var doorbellSleepers: UInt64 = 0
     /// Generation of the slot that this record belongs to.
     package var generation: UInt64 = 0
     /// Descriptors of this process that refer to the socket.
@@ -44,8 +46,6 @@ package struct Connection {
     package var firstRegistration: Int32 = 0
     /// Readiness of this process waits for both carriers: set and cleared under Readiness' lock of the socket.
     package var watchedAsDual: Bool = false
-    /// Threads of this process that sleep in poll or select on the doorbell. Atomic, reached by address.
-    package var doorbellSleepers: UInt64 = 0
     /// Adaptive waiting: what spinning may cost now, nanoseconds.
     package var receiveSpinNanoseconds: UInt32 = 0
     package var sendSpinNanoseconds: UInt32 = 0

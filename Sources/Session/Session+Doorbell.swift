@@ -79,7 +79,7 @@ extension Session {
 
     /// Threads of this process that sleep on the doorbell level-triggered (receive, send, poll).
     package var doorbellSleepers: Word {
-        Word(UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &connection.pointee.doorbellSleepers) { $0 }), 0)
+        Word(UnsafeMutableRawPointer(connection), MemoryLayout<Connection>.offsetOfDoorbellSleepers)
     }
 
     /// Takes back one count. The record may have been made anew meanwhile: never below 0.

@@ -222,4 +222,6 @@ extension Session {
 extension MemoryLayout where T == Connection {
     /// Offset of `watchers`, which is the record's first field.
     static var offsetOfWatchers: Int { 0 }
+    /// … and of `doorbellSleepers`, its second.
+    static var offsetOfDoorbellSleepers: Int { 8 }
 }
