@@ -8,10 +8,12 @@ import StreamRing
 /// The switch's process-private state, in zero-initialised storage of the C shim (a Swift global with an initialiser
 /// would be lazy, and lazy globals deadlock on re-entry and across fork). A forked child starts with a copy.
 package struct PrivateState {
-    /// `StartState`. This and the next are atomic and reached by address, so they come first.
+    /// `StartState`. This and the next two are atomic and reached by address, so they come first.
     package var startState: UInt32
     /// Lock of the list of pending companions: 0, or the thread that holds it.
     package var pendingLock: UInt32
+    /// Readiness' root: epoll sets and registrations; nil before the first epoll set. Atomic, too.
+    package var readiness: UnsafeMutableRawPointer?
     /// The family's arena; nil before the first stream socket.
     package var arena: UnsafeMutableRawPointer?
     package var arenaDescriptor: Int32
@@ -49,8 +51,6 @@ package struct PrivateState {
     /// Socket handles given to providers (`WPUCreateSocketHandle`).
     package var handles: UnsafeMutableRawPointer?
     package var servicePath: UnsafePointer<CChar>?
-    /// Readiness.swift's root: epoll sets and registrations; nil before the first epoll set with a tracked socket.
-    package var readiness: UnsafeMutableRawPointer?
 }
 
 /// The one instance.

@@ -49,9 +49,10 @@ package func ensureStarted() -> Bool {
 }
 
 extension MemoryLayout where T == PrivateState {
-    /// `startState` and `pendingLock` are the record's first fields.
+    /// `startState`, `pendingLock` and `readiness` are the record's first fields.
     static var startStateOffset: Int { 0 }
     static var pendingLockOffset: Int { 4 }
+    static var readinessOffset: Int { 8 }
 }
 
 private func startSwitch() -> Bool {

@@ -34,14 +34,21 @@ struct EpollSet {
     @inline(__always) var lock: FamilyLock { FamilyLock(base, 0) }
     /// One of the descriptors.
     @inline(__always) var descriptor: Int32 {
-        get { Int32(bitPattern: half(16).pointee) }
-        nonmutating set { half(16).pointee = UInt32(bitPattern: newValue) }
+        get { Int32(bitPattern: HalfWord(base, 16).loadRelaxed()) }
+        nonmutating set { HalfWord(base, 16).store(UInt32(bitPattern: newValue)) }
     }
     @inline(__always) var hotHead: UInt32 { get { half(24).pointee } nonmutating set { half(24).pointee = newValue } }
-    @inline(__always) var hotCount: UInt32 { get { half(28).pointee } nonmutating set { half(28).pointee = newValue } }
+    /// Looked at without the lock, too.
+    @inline(__always) var hotCount: UInt32 {
+        get { HalfWord(base, 28).loadRelaxed() }
+        nonmutating set { HalfWord(base, 28).store(newValue) }
+    }
     @inline(__always) var firstRegistration: UInt32 { get { half(32).pointee } nonmutating set { half(32).pointee = newValue } }
     /// The registration that was last reported, for its peer's CPU.
-    @inline(__always) var hottest: UInt32 { get { half(36).pointee } nonmutating set { half(36).pointee = newValue } }
+    @inline(__always) var hottest: UInt32 {
+        get { HalfWord(base, 36).loadRelaxed() }
+        nonmutating set { HalfWord(base, 36).store(newValue) }
+    }
     /// Dual registrations.
     @inline(__always) var dualCount: Word { Word(base, 40) }
     /// Threads that sleep in the kernel's wait.

@@ -59,7 +59,7 @@ struct ReadinessRoot {
     // MARK: The root itself
 
     private static var location: Word {
-        Word(UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &privateState.pointee.readiness) { $0 }), 0)
+        Word(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.readinessOffset)
     }
 
     /// nil before the first epoll set of the process, or when there is no memory.

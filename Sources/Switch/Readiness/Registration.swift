@@ -61,7 +61,11 @@ struct Registration {
     /// As the program gave them, modes included.
     @inline(__always) var events: UInt32 { get { half(12).pointee } nonmutating set { half(12).pointee = newValue } }
     @inline(__always) var data: UInt64 { get { full(16).pointee } nonmutating set { full(16).pointee = newValue } }
-    @inline(__always) var state: UInt32 { get { half(24).pointee } nonmutating set { half(24).pointee = newValue } }
+    /// Bits of `State`. Atomic: some change under the set's lock, some under the socket's.
+    @inline(__always) var state: UInt32 {
+        get { HalfWord(base, 24).loadRelaxed() }
+        nonmutating set { HalfWord(base, 24).store(newValue) }
+    }
     /// What the kernel watches of a dual socket's TCP carrier.
     @inline(__always) var kernelEvents: UInt32 { get { half(28).pointee } nonmutating set { half(28).pointee = newValue } }
     @inline(__always) var hotNext: UInt32 { get { half(32).pointee } nonmutating set { half(32).pointee = newValue } }
@@ -86,8 +90,20 @@ struct Registration {
     @inline(__always) var armed: UInt64 { get { full(96).pointee } nonmutating set { full(96).pointee = newValue } }
 
     @inline(__always) func has(_ bit: UInt32) -> Bool { state & bit != 0 }
-    @inline(__always) func insert(_ bits: UInt32) { state |= bits }
-    @inline(__always) func remove(_ bits: UInt32) { state &= ~bits }
+    @inline(__always) func insert(_ bits: UInt32) { change(bits, bits) }
+    @inline(__always) func remove(_ bits: UInt32) { change(bits, 0) }
+
+    /// The bits of `mask` become those of `bits`.
+    @inline(__always)
+    private func change(_ mask: UInt32, _ bits: UInt32) {
+        let word = HalfWord(base, 24)
+        var found = word.loadRelaxed()
+        while found & mask != bits {
+            let seen = word.compareExchange(found, found & ~mask | bits)
+            if seen == found { return }
+            found = seen
+        }
+    }
 
     @inline(__always) var isEdgeTriggered: Bool { events & Interest.edgeTriggered != 0 }
     @inline(__always) var isOneShot: Bool { events & Interest.oneShot != 0 }
