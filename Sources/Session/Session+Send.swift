@@ -227,6 +227,8 @@ extension Session {
         let hangup = Int16(POLLHUP) | Int16(POLLERR)
         if entry.revents & (Int16(POLLRDHUP) | hangup) != 0 {
             slot.flags.setBits(Slot.Flags.tcpEnded)
+            // Until the peer's session has opened, its end flags say nothing: this may be an early half-close.
+            guard local.ringBytes.load() != 0 else { return entry.revents }
             let half = local.endFlags.load()
             if half & EndFlags.halfClosed == 0 || half & EndFlags.closed != 0 || entry.revents & Int16(POLLERR) != 0 {
                 slot.flags.setBits(Slot.Flags.peerGone)

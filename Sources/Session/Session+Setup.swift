@@ -132,10 +132,19 @@ extension Session {
         connection.pointee.notification = notification
         connection.pointee.peerIsHere = hello.loadUnaligned(fromByteOffset: 24, as: UInt64.self) == UInt64(ss_sys_getpid())
         prepareSlot(peerRing: ring)
-        remote.ringBytes.store(Session.initialRing)
+        // A half-close that came before the window must be told all the same: the peer would take the FIN for our death.
+        if has(Slot.Flags.writeShutDown) { sayHalfClosed() }
+        remote.ringBytes.store(Session.initialRing)  // after the end flags: says that they count
         publish(line: 0)
         word(Connection.Offsets.up).store(1)
+        fullFence()  // willShutDown sets the flag, then looks whether the session is up; here it is the other way round
+        if has(Slot.Flags.writeShutDown) { sayHalfClosed() }
         return .done
+    }
+
+    private func sayHalfClosed() {
+        remote.endFlags.store(EndFlags.halfClosed)
+        publish(line: 3)
     }
 
     /// The ring that this process begins to send with, bytes.

@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Measures companion sockets beside TCP and Unix sockets, in interleaved rounds, and writes a table and JSON.
+
+    python3 Benchmarks/run.py [--build-dir .build/release] [--rounds 5] [--only NAME …] [--quick] [--results DIRECTORY]
+
+Every measurement of a switched program is followed (or, for redis, accompanied) by a look at `sockswitch ps --json`: when
+the bytes did not go over companions the benchmark fails instead of printing a figure of TCP. Figures are medians of the
+rounds. Five ways are compared: `tcp` (blocking), `tcp-spin` (non-blocking, tried again at once), `unix` (Unix sockets,
+blocking), `switched` and `switched-never` (`sockswitch run --wait never`: no spinning, every wait sleeps at once).
+"""
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WAYS = ["tcp", "tcp-spin", "unix", "switched", "switched-never"]
+PLACES = {"two cores": (0, 1), "one core": (0, 0)}
+
+
+class Failure(Exception):
+    """A benchmark that did not measure what it says."""
+
+
+class Bench:
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.directory = tempfile.mkdtemp(prefix="sockswitch-bench-")
+        self.service = os.path.join(self.directory, "service.sock")
+        self.port = 24000 + os.getpid() % 4000
+        self.started = []
+        build = os.path.abspath(arguments.build_dir)
+        self.sockbench = os.path.join(build, "sockbench")
+        # SwiftPM cannot give the command the name of the library's product; the staged one has its real name.
+        self.sockswitch = next(
+            (path for path in (os.path.join(build, name) for name in ("sockswitch", "sockswitch-tool")) if os.path.isfile(path)),
+            os.path.join(build, "sockswitch"))
+        for path in (self.sockbench, self.sockswitch):
+            if not os.access(path, os.X_OK):
+                raise Failure(f"{path} is missing: swift build -c release")
+
+    # Starting and looking
+
+    def command(self, way, arguments):
+        if not way.startswith("switched"):
+            return arguments
+        wait = "never" if way == "switched-never" else "adaptive"
+        return [self.sockswitch, "run", "--service", self.service, "--wait", wait, "--", *arguments]
+
+    def start(self, way, arguments, **options):
+        process = subprocess.Popen(self.command(way, arguments), text=True, **options)
+        self.started.append(process)
+        return process
+
+    def end(self):
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream:
+                    stream.close()
+        self.started.clear()
+
+    def sockets(self):
+        answer = subprocess.run([self.sockswitch, "ps", "--json", "--service", self.service], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, timeout=30)
+        if answer.returncode != 0:
+            raise Failure(f"sockswitch ps: {answer.stderr.strip()}")
+        return json.loads(answer.stdout)["sockets"]
+
+    def next_address(self, way):
+        self.port += 1
+        return os.path.join(self.directory, f"{self.port}.sock") if way == "unix" else str(self.port)
+
+    def check_companions(self, port, connections):
+        """Fails unless both ends of every connection of `port` are on companions with 99 % of their bytes."""
+        found = [entry for entry in self.sockets() if entry["kind"] in ("connected", "accepted")
+                 and (entry["local"].endswith(f":{port}") or entry["peer"].endswith(f":{port}"))]
+        over, all_bytes = 0, 0
+        for entry in found:
+            over += entry["bytes"]["companionSent"] + entry["bytes"]["companionReceived"]
+            all_bytes += sum(entry["bytes"].values())
+        carriers = {entry[key] for entry in found for key in ("sendCarrier", "receiveCarrier")}
+        if len(found) < 2 * connections or carriers != {"companion"} or over < 0.99 * all_bytes:
+            raise Failure(f"port {port}: this measured TCP: {len(found)} ends, carriers {carriers}, {over} of {all_bytes} bytes "
+                          f"over companions, reasons {sorted({entry['reason'] for entry in found})}")
+        return over / all_bytes
+
+    # sockbench
+
+    def sockbench_run(self, way, place, mode, size, count):
+        address = self.next_address(way)
+        server_cpu, client_cpu = PLACES[place]
+        common = ["--mode", mode, "--transport", "unix" if way == "unix" else "tcp", "--address", address,
+                  "--size", str(size), "--count", str(count)]
+        if way == "tcp-spin":
+            common.append("--spin")
+            if server_cpu == client_cpu:
+                common.append("--yield")
+        hold = mode != "connect"
+        if hold:
+            common.append("--hold")
+        try:
+            server = self.start(way, [self.sockbench, "server", *common, "--cpu", str(server_cpu)], stdout=subprocess.PIPE)
+            if server.stdout.readline().strip() != "listening":
+                raise Failure("the server did not start")
+            client = self.start(way, [self.sockbench, "client", *common, "--cpu", str(client_cpu)], stdout=subprocess.PIPE,
+                                stdin=subprocess.PIPE)
+            line = client.stdout.readline()
+            if not line:
+                raise Failure(f"the client ended with {client.wait()}")
+            result = json.loads(line)
+            other = json.loads(server.stdout.readline())
+            if way.startswith("switched") and hold:
+                result["companionShare"] = self.check_companions(address, 1)
+            client.stdin.close()
+            if client.wait(30) != 0 or server.wait(30) != 0:
+                raise Failure("an end did not end well")
+        finally:
+            self.end()
+        result["cpuSeconds"] += other["cpuSeconds"]
+        result["cpuMicrosecondsEach"] = result["cpuSeconds"] / result["count"] * 1e6
+        return result
+
+    # redis
+
+    def redis_run(self, way, place, requests, clients, pipeline, value_bytes):
+        self.port += 1
+        port = self.port
+        server_cpu, client_cpu = PLACES[place]
+        socket_path = os.path.join(self.directory, f"redis-{port}.sock")
+        server_command = ["taskset", "-c", str(server_cpu), "redis-server", "--save", "", "--appendonly", "no", "--dir", self.directory,
+                          "--bind", "127.0.0.1", "--port", "0" if way == "unix" else str(port)]
+        if way == "unix":
+            server_command += ["--unixsocket", socket_path]
+        target = ["-s", socket_path] if way == "unix" else ["-p", str(port)]
+        try:
+            server = self.start(way, server_command, stdout=subprocess.PIPE)
+            for line in server.stdout:
+                if "eady to accept connections" in line:
+                    break
+            else:
+                raise Failure("redis-server did not start")
+            subprocess.run(["redis-cli", *target, "set", "key:__rand_int__", "x" * value_bytes], check=True,
+                           stdout=subprocess.DEVNULL)
+            client = self.start(
+                way, ["taskset", "-c", str(client_cpu), "redis-benchmark", *target, "-t", "get", "-n", str(requests),
+                      "-c", str(clients), "-P", str(pipeline), "--csv"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            before = cpu_of(server.pid)
+            share = None
+            while way.startswith("switched") and client.poll() is None and share is None:
+                # One look is enough, and looking costs CPU time: not before the connections have moved.
+                time.sleep(0.3)
+                try:
+                    share = self.check_companions(port, clients)
+                except Failure as failure:
+                    last = failure
+            output, errors = client.communicate(timeout=300)
+            used = cpu_of(server.pid) - before + client_cpu_seconds(self, client)
+            if client.returncode != 0:
+                raise Failure(f"redis-benchmark: {errors}")
+            if way.startswith("switched") and share is None:
+                raise Failure(f"no look showed the connections on companions: {last if 'last' in locals() else 'too few requests'}")
+        finally:
+            self.end()
+        row = [line for line in output.splitlines() if line.startswith('"GET"')]
+        numbers = [float(field.strip('"')) for field in row[0].split(",")[1:]]
+        return {"perSecond": numbers[0], "p50": numbers[3] * 1e6, "p99": numbers[5] * 1e6, "maximum": numbers[6] * 1e6,
+                "count": requests, "cpuMicrosecondsEach": used / requests * 1e6,
+                **({"companionShare": share} if share is not None else {})}
+
+
+def cpu_of(pid):
+    """CPU seconds of a live process, user and system."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rsplit(b")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def client_cpu_seconds(bench, client):
+    """Children's CPU time since the last call: the client just ended is the only one waited for between two."""
+    import resource
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = usage.ru_utime + usage.ru_stime
+    used = total - getattr(bench, "children_before", 0.0)
+    bench.children_before = total
+    return used
+
+
+def suite(quick):
+    """(name, unit, what to print, function of (bench, way, place), ways)"""
+    part = 10 if quick else 1
+    slow = {"tcp": 60_000, "tcp-spin": 100_000, "unix": 80_000, "switched": 400_000, "switched-never": 80_000}
+
+    def pingpong(size, scale=1):
+        return lambda bench, way, place: bench.sockbench_run(way, place, "pingpong", size, slow[way] // scale // part)
+
+    def oneway(size, count):
+        return lambda bench, way, place: bench.sockbench_run(
+            way, place, "oneway", size, (count if way.startswith("switched") else count // 8) // part)
+
+    def redis(clients, pipeline, value_bytes, fast, normal):
+        return lambda bench, way, place: bench.redis_run(
+            way, place, max(20000, (fast if way == "switched" else normal) // (1 if not quick else 4)), clients, pipeline, value_bytes)
+    every = WAYS
+    no_spin = [way for way in WAYS if way != "tcp-spin"]
+    return [
+        ("64 B round trip", "latency", pingpong(64), every),
+        ("16 KiB round trip", "latency", pingpong(16384, 4), every),
+        ("8 B messages, one write each", "rate", oneway(8, 16_000_000), every),
+        ("64 KiB messages", "bytes", oneway(65536, 160_000), every),
+        ("connect, one request of 64 B, close", "rate",
+         lambda bench, way, place: bench.sockbench_run(way, place, "connect", 64, 20_000 // part), no_spin),
+        ("redis GET, 1 client", "rate", redis(1, 1, 3, 1_000_000, 60_000), no_spin),
+        ("redis GET, 50 clients", "rate", redis(50, 1, 3, 2_000_000, 200_000), no_spin),
+        ("redis GET, 50 clients, pipeline 16", "rate", redis(50, 16, 3, 6_000_000, 2_000_000), no_spin),
+        ("redis GET, 50 clients, 16 KB values", "rate", redis(50, 1, 16000, 600_000, 100_000), no_spin),
+    ]
+
+
+def median_of(rounds):
+    keys = {key for result in rounds for key in result}
+    return {key: statistics.median(result[key] for result in rounds if key in result) for key in sorted(keys)}
+
+
+def number(value):
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def cell(kind, result):
+    if result is None:
+        return "–"
+    if kind == "latency":
+        return "{} / {} / {} µs".format(*(number(result[key] / 1000) for key in ("p50", "p99", "p999")))
+    if kind == "bytes":
+        return f"{result['bytesPerSecond'] / 1e9:.2f} GB/s"
+    if result["perSecond"] >= 1e6:
+        return f"{result['perSecond'] / 1e6:.2f} M/s"
+    return f"{result['perSecond'] / 1e3:.1f} k/s"
+
+
+def table(results):
+    lines = ["| measurement | place | " + " | ".join(WAYS) + " | switched / tcp |", "|---" * (len(WAYS) + 3) + "|"]
+    for entry in results:
+        for place in PLACES:
+            row = entry["places"].get(place)
+            if row is None:
+                continue
+            gain = "–"
+            if row.get("switched") and row.get("tcp"):
+                if entry["kind"] == "latency":
+                    gain = f"{row['tcp']['p50'] / row['switched']['p50']:.1f} ×"
+                else:
+                    gain = f"{row['switched']['perSecond'] / row['tcp']['perSecond']:.2f} ×"
+            lines.append(f"| {entry['name']} | {place} | " + " | ".join(cell(entry["kind"], row.get(way)) for way in WAYS) + f" | {gain} |")
+            lines.append("| … CPU µs each | | " + " | ".join(
+                number(row[way]["cpuMicrosecondsEach"]) if row.get(way) else "–" for way in WAYS) + " | |")
+    return "\n".join(lines)
+
+
+def machine():
+    with open("/proc/cpuinfo") as file:
+        models = re.findall(r"model name\s*:\s*(.*)", file.read())
+    return {"cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(), "kernel": platform.release()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build-dir", default=os.path.join(ROOT, ".build", "release"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", default=[], help="part of a measurement's name; repeatable")
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work: to see that it runs")
+    parser.add_argument("--results", help="directory for figures.md and figures.json")
+    arguments = parser.parse_args()
+    ways = arguments.ways.split(",")
+    try:
+        bench = Bench(arguments)
+    except Failure as failure:
+        sys.exit(str(failure))
+    failures = []
+    results = []
+    chosen = [entry for entry in suite(arguments.quick)
+              if not arguments.only or any(part in entry[0] for part in arguments.only)]
+    for name, kind, function, own_ways in chosen:
+        rounds = {place: {way: [] for way in own_ways if way in ways} for place in PLACES}
+        for number_of_round in range(arguments.rounds):
+            for place in PLACES:
+                for way in rounds[place]:
+                    try:
+                        client_cpu_seconds(bench, None)
+                        result = function(bench, way, place)
+                    except (Failure, subprocess.SubprocessError, ValueError, IndexError, OSError) as failure:
+                        failures.append(f"{name}, {place}, {way}: {failure}")
+                        print(f"FAILED {failures[-1]}", flush=True)
+                        continue
+                    rounds[place][way].append(result)
+                    print(f"{name:38} {place:9} {way:14} round {number_of_round + 1}: {cell(kind, result)}", flush=True)
+        results.append({"name": name, "kind": kind, "places": {
+            place: {way: median_of(done) for way, done in of_place.items() if done} for place, of_place in rounds.items()}})
+    text = table(results)
+    facts = {**machine(), "rounds": arguments.rounds, "date": datetime.date.today().isoformat(), "loadAverage": os.getloadavg()}
+    print()
+    print(text)
+    if arguments.results:
+        os.makedirs(arguments.results, exist_ok=True)
+        with open(os.path.join(arguments.results, "figures.json"), "w") as file:
+            json.dump({"machine": facts, "results": results, "failures": failures}, file, indent=1)
+            file.write("\n")
+        with open(os.path.join(arguments.results, "figures.md"), "w") as file:
+            file.write(f"Medians of {arguments.rounds} interleaved rounds; {facts['cpu']}, {facts['cores']} cores, Linux "
+                       f"{facts['kernel']}, {facts['date']}. Latency: p50 / p99 / p99.9.\n\n{text}\n")
+    for failure in failures:
+        print(f"FAILED {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sys.exit(main())
