@@ -62,7 +62,10 @@ extension Session {
     }
 
     /// Changes whenever a sender found no room, so that the room made afterwards is news.
-    package var sendEdge: UInt64 { slot.sendFullCount.load() &+ slot.sendRingBytes.load() &+ tcpEvents.loadRelaxed() << 56 }
+    /// A change of carrier is news, too: TCP may have room where the ring had none.
+    package var sendEdge: UInt64 {
+        slot.sendFullCount.load() &+ slot.sendRingBytes.load() &+ slot.sendCuts.load() << 40 &+ tcpEvents.loadRelaxed() << 56
+    }
 
     /// The CPU on which the peer last sent: a waiter on the same one must not spin.
     package var peerCPU: UInt64 { isUp ? local.senderCPU.loadRelaxed() : UInt64.max }

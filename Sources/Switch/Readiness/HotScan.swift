@@ -47,7 +47,10 @@ extension Registration {
         let received = session.receiveEdge
         let sent = session.sendEdge
         var moved = state & State.edge != 0 || (input && received != receiveEdge)
+        let onTCP = session.sendsOnTCP
         if output, writable, sent != sendEdge || state & State.starved != 0 { moved = true }
+        // Back on TCP: the kernel is asked once; after that its own edge tells (`watchTCP`).
+        if output, onTCP, sent != sendEdge { moved = true }
         guard moved else { return 0 }
         remove(State.edge | State.look)
         receiveEdge = received
@@ -58,6 +61,7 @@ extension Registration {
                 remove(State.starved)
             } else {
                 // As the kernel, which remembers that somebody asked in vain: room is news from now on.
+                if onTCP { sendEdge = sent }
                 insert(State.starved)
             }
         }
@@ -71,6 +75,7 @@ extension Registration {
         let output = wantsOutput
         if isEdgeTriggered {
             if has(State.edge) || (wantsInput && session.receiveEdge != receiveEdge) { return true }
+            if output, session.sendsOnTCP, session.sendEdge != sendEdge { return true }
             return output && session.looksWritable && (session.sendEdge != sendEdge || has(State.starved))
         }
         if has(State.look) || session.slot.flags.loadRelaxed() & Registration.over != 0 { return true }
