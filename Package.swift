@@ -90,8 +90,12 @@ let package = Package(
         .target(
             name: "SessionTestSupport", dependencies: ["ServiceProviders", "Session", "SocketTable", "CSocketSwitch"],
             path: "Tests/Support/SessionTestSupport", swiftSettings: swift6),
+        .executableTarget(
+            name: "SessionForkHelper", dependencies: ["SessionTestSupport"], path: "Tests/Support/SessionForkHelper",
+            swiftSettings: swift6),
         .testTarget(
-            name: "SessionTests", dependencies: ["SessionTestSupport", "Session", "SocketTable", "CSocketSwitch"],
+            name: "SessionTests",
+            dependencies: ["SessionTestSupport", "SessionForkHelper", "Session", "SocketTable", "CSocketSwitch"],
             swiftSettings: swift6),
     ]
 )

@@ -32,7 +32,7 @@ extension Session {
                 if !wantsAll || done >= total { return done }
                 continue
             }
-            if result != -Int(EAGAIN) || nonBlocking { return done > 0 ? done : result }
+            if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
             result = waitToReceive(fd, &wait)
             if result < 0 { return done > 0 ? done : result }
         }
@@ -104,6 +104,20 @@ extension Session {
         if producer &- position <= slot.receiveRingBytes.loadRelaxed() / 2 { ringSender() }
     }
 
+    /// The answer of a call that failed after `done` bytes. The kernel would keep the error for the next call: an error that
+    /// we took from it must not be lost.
+    func partial(_ done: Int, _ result: Int) -> Int {
+        if done == 0 { return result }
+        if result == -Int(ECONNRESET), !has(Slot.Flags.broken) { slot.flags.setBits(Slot.Flags.resetSeen) }
+        return done
+    }
+
+    /// Takes the reset that the kernel told of and no call has reported yet.
+    @inline(__always)
+    func takeReset() -> Bool {
+        has(Slot.Flags.resetSeen) && slot.flags.clearBits(Slot.Flags.resetSeen) & Slot.Flags.resetSeen != 0
+    }
+
     // MARK: One attempt, under the receive lock
 
     /// Bytes received, 0 at the end of the stream, or -errno; -EAGAIN: nothing now.
@@ -155,8 +169,7 @@ extension Session {
     /// The stream is read to its end; `peeked` is what the kernel says of it. A reset is reported once, as the kernel does.
     private func endOfStream(_ peeked: Int) -> Int {
         slot.flags.setBits(peeked < 0 ? Slot.Flags.tcpEnded | Slot.Flags.peerGone : Slot.Flags.tcpEnded)
-        if slot.flags.clearBits(Slot.Flags.resetSeen) & Slot.Flags.resetSeen != 0 { return -Int(ECONNRESET) }
-        return peeked
+        return takeReset() ? -Int(ECONNRESET) : peeked
     }
 
     private func tryReceiveFromCompanion(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
@@ -171,8 +184,10 @@ extension Session {
             // The cut lies ahead: its bytes are published before it, so they are there, or (a provider that writes
             // remotely) about to be.
             if local.producer.load() != position || local.cutOnCompanion.loadRelaxed() == position { return Session.again }
-            // TCP has ended, so nothing more comes: the peer's words contradict each other.
-            guard has(Slot.Flags.tcpEnded), local.producer.load() == position else { return -Int(EAGAIN) }
+            // Where TCP has ended nothing more comes: the peer's words contradict each other.
+            let peeked = peekTCP(fd)
+            guard peeked <= 0, peeked != -Int(EAGAIN) else { return -Int(EAGAIN) }
+            if local.producer.load() != position { return Session.again }
             breakOff(.protocolViolation)
             return -Int(ECONNRESET)
         }
@@ -217,7 +232,7 @@ extension Session {
             result = ss_sys_recvfrom(fd, piece.start, min(piece.count, bound), flags)
             if result >= 0 { Session.clearAncillary(message) }
         }
-        if result == 0 { slot.flags.setBits(Slot.Flags.tcpEnded) }
+        if result == 0 { return endOfStream(0) }
         if result > 0, flags & Int32(MSG_PEEK) == 0 {
             slot.tcpBytesReceived.count(UInt64(result))
             slot.tcpPosition.storeRelaxed(slot.tcpPosition.loadRelaxed() &+ UInt64(result))

@@ -32,7 +32,7 @@ extension Session {
                 if done >= total { return done }
                 continue
             }
-            if result != -Int(EAGAIN) || nonBlocking { return done > 0 ? done : result }
+            if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
             result = waitToSend(fd, &wait)
             if result < 0 { return done > 0 ? done : result }
         }
@@ -173,6 +173,7 @@ extension Session {
     }
 
     private func sendOnTCP(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+        if takeReset() { return -Int(ECONNRESET) }
         let flags = flags | Int32(MSG_DONTWAIT)
         var result: Int
         if cursor.isAtStart {
@@ -268,6 +269,7 @@ extension Session {
             if result < 0 { break }
         }
         if done > 0 {
+            _ = partial(done, result)
             if let offset { offset.pointee = position } else { _ = ss_syscall6(Int(SYS_lseek), Int(input), Int(position), Int(SEEK_SET), 0, 0, 0) }
             return done
         }
@@ -311,6 +313,7 @@ extension Session {
         let bytes = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &buffer) { $0 })
         let read = ss_sys_pread(input, bytes, min(count, 8192), offset)
         if read <= 0 { return read }
+        if takeReset() { return -Int(ECONNRESET) }
         let sent = ss_sys_sendto(fd, bytes, read, Int32(MSG_DONTWAIT))
         if sent > 0 { slot.tcpBytesSent.count(UInt64(sent)) }
         return sent

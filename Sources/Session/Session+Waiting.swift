@@ -57,12 +57,14 @@ extension Session {
             if drained, doorbellSleepers.load() != 0 { ringOurselves() }
             return leaveWatch(0)
         }
-        let tick = connection.pointee.writer?.needsAttention ?? false
+        // What TCP has ready lies behind a cut that the ring has not reached: no reason to wake up.
+        let isBehindCut = !receivesOnTCP && local.cutCount.load() != slot.receiveCuts.load()
+        let tick = isBehindCut || connection.pointee.writer?.needsAttention ?? false
         let notification = connection.pointee.notification
         leaveWatch(0)
         defer { stopSleepingOnDoorbell() }
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
-        let events = Int16(POLLIN) | (has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP))
+        let events = isBehindCut ? 0 : Int16(POLLIN) | (has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP))
         return sleep(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
     }
 

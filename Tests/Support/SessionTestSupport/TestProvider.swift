@@ -112,7 +112,7 @@ package final class TestFabric: @unchecked Sendable {
                 var operation = socket.queue.removeFirst()
                 queued -= 1
                 operation.result = socket.isClosed ? ECANCELED : carryOut(socket, operation)
-                if operation.result != 0 { socket.error = operation.result }
+                if operation.result != 0 { lose(socket, operation.result) }
                 done.append(operation)
             }
             rest(between)
@@ -134,6 +134,16 @@ package final class TestFabric: @unchecked Sendable {
         pthread_mutex_unlock(mutex)
         usleep(microseconds)
         pthread_mutex_lock(mutex)
+    }
+
+    /// The connection of a socket is lost: what it and its peer wait to receive fails.
+    private func lose(_ socket: TestSocket, _ error: Int32) {
+        if socket.error == 0 { socket.error = error }
+        for end in [socket, socket.peer] {
+            guard let end, let (overlapped, _) = end.receive else { continue }
+            end.receive = nil
+            complete(overlapped, ECONNRESET, 0)
+        }
     }
 
     private func raise(_ socket: TestSocket) {
@@ -197,6 +207,10 @@ package final class TestFabric: @unchecked Sendable {
         if let (overlapped, _) = socket.receive { complete(overlapped, ECANCELED, 0) }
         socket.receive = nil
         socket.regions = [:]
+        if let peer = socket.peer, let (overlapped, _) = peer.receive {
+            peer.receive = nil
+            complete(overlapped, ECONNRESET, 0)
+        }
         socket.peer?.peer = nil
         _ = Glibc.close(socket.notification)
         sockets[socket.id] = nil

@@ -11,8 +11,14 @@ package func startThread(_ body: @escaping @Sendable () -> Void) -> pthread_t {
         init(_ body: @escaping @Sendable () -> Void) { self.body = body }
     }
     var thread = pthread_t()
-    let result = pthread_create(&thread, nil, { Unmanaged<Box>.fromOpaque($0!).takeRetainedValue().body(); return nil },
-                                Unmanaged.passRetained(Box(body)).toOpaque())
+    let start: @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? = { box in
+        // The test runner's threads block every signal.
+        var none = sigset_t()
+        pthread_sigmask(SIG_SETMASK, &none, nil)
+        Unmanaged<Box>.fromOpaque(box!).takeRetainedValue().body()
+        return nil
+    }
+    let result = pthread_create(&thread, nil, start, Unmanaged.passRetained(Box(body)).toOpaque())
     precondition(result == 0)
     return thread
 }

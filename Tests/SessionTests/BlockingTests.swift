@@ -1,0 +1,149 @@
+import CSocketSwitch
+import Glibc
+import Session
+import SessionTestSupport
+import SocketTable
+import StreamRing
+import Synchronization
+import Testing
+
+extension SessionTests {
+    /// Blocking calls keep the kernel's rules (WSD-S2).
+    @Suite("Blocking calls", .serialized) struct BlockingTests {
+        private func setTimeout(_ end: Endpoint, _ option: Int32) {
+            var value = timeval(tv_sec: 0, tv_usec: 30_000)
+            setsockopt(end.fd, SOL_SOCKET, option, &value, socklen_t(MemoryLayout<timeval>.size))
+        }
+
+        @Test("SO_RCVTIMEO ends a wait on either carrier", arguments: ProviderUnderTest.allCases, [true, false])
+        func receiveTimeout(_ provider: ProviderUnderTest, onCompanion: Bool) throws {
+            try withPair(provider, onCompanion: onCompanion) { pair in
+                setTimeout(pair.b, SO_RCVTIMEO)
+                #expect(hear(pair.b, 1) == "<-\(EAGAIN)>")
+                #expect(say(pair.a, "abc") == 3)
+                #expect(hear(pair.b, 3) == "abc")
+                #expect(say(pair.a, "abc") == 3)
+                let bytes = Buffer(10)
+                #expect(pair.b.receive(bytes.bytes, 10, Int(MSG_WAITALL)) == 3)
+            }
+        }
+
+        @Test("SO_SNDTIMEO ends a wait when no carrier takes more", arguments: ProviderUnderTest.allCases)
+        func sendTimeout(_ provider: ProviderUnderTest) throws {
+            try withPair(provider) { pair in
+                setTimeout(pair.a, SO_SNDTIMEO)
+                let bytes = Buffer(1 << 20)
+                var (result, total) = (0, 0)
+                repeat {
+                    result = pair.a.send(bytes.bytes, bytes.count)
+                    total += max(result, 0)
+                } while result > 0
+                #expect(result == -Int(EAGAIN))
+                let buffer = Buffer(total)
+                #expect(pair.b.receive(buffer.bytes, total, Int(MSG_WAITALL)) == total)
+            }
+        }
+
+        private func handle(_ restarts: Bool) {
+            var action = sigaction()
+            action.__sigaction_handler.sa_handler = { _ in }
+            action.sa_flags = restarts ? SA_RESTART : 0
+            sigaction(SIGUSR1, &action, nil)
+            ss_session_state.interrupting_signals = restarts ? 0 : 1 << UInt64(SIGUSR1 - 1)
+        }
+
+        @Test("A handler without SA_RESTART ends a wait with EINTR", arguments: ProviderUnderTest.allCases, [true, false])
+        func interrupted(_ provider: ProviderUnderTest, onCompanion: Bool) throws {
+            handle(false)
+            defer { ss_session_state.interrupting_signals = 0 }
+            try withPair(provider, onCompanion: onCompanion) { pair in
+                let isOver = Flag()
+                let receiver = startThread {
+                    #expect(hear(pair.b, 1) == "<-\(EINTR)>")
+                    isOver.set()
+                }
+                while !isOver.isSet {
+                    pthread_kill(receiver, SIGUSR1)
+                    usleep(1000)
+                }
+                join([receiver])
+            }
+        }
+
+        @Test("A handler with SA_RESTART does not", arguments: ProviderUnderTest.allCases, [true, false])
+        func restarted(_ provider: ProviderUnderTest, onCompanion: Bool) throws {
+            handle(true)
+            try withPair(provider, onCompanion: onCompanion) { pair in
+                let receiver = startThread { #expect(hear(pair.b, 5) == "hello") }
+                for _ in 0..<20 {
+                    pthread_kill(receiver, SIGUSR1)
+                    usleep(500)
+                }
+                #expect(say(pair.a, "hello") == 5)
+                join([receiver])
+            }
+        }
+
+        @Test("Non-blocking calls say EAGAIN and nothing else", arguments: ProviderUnderTest.allCases)
+        func nonBlocking(_ provider: ProviderUnderTest) throws {
+            try withPair(provider) { pair in
+                pair.a.slot.flags.setBits(Slot.Flags.nonBlocking)
+                pair.b.slot.flags.setBits(Slot.Flags.nonBlocking)
+                let bytes = Buffer(1 << 20)
+                #expect(pair.b.receive(bytes.bytes, 1) == -Int(EAGAIN))
+                #expect(pair.b.receive(bytes.bytes, 1, Int(MSG_WAITALL)) == -Int(EAGAIN))
+                var total = 0
+                while true {
+                    let result = pair.a.send(bytes.bytes, bytes.count)
+                    if result < 0 {
+                        #expect(result == -Int(EAGAIN))
+                        break
+                    }
+                    total += result
+                }
+                while total > 0 {
+                    let result = pair.b.receive(bytes.bytes, bytes.count)
+                    if result == -Int(EAGAIN) { pair.b.wait(for: UInt32(POLLIN)) } else { total -= result }
+                }
+                #expect(total == 0)
+            }
+        }
+
+        /// A reader of one direction and a writer of the other share a doorbell: neither may lose its rings to the other.
+        @Test("A blocked reader and a blocked writer of one socket wake each other's rings up", arguments: ProviderUnderTest.allCases)
+        func sharedDoorbell(_ provider: ProviderUnderTest) throws {
+            try withPair(provider) { pair in
+                let rounds = 300
+                let big = Buffer(200_000)
+                let isOver = Flag()
+                let threads = [
+                    startThread {  // a: reads small messages
+                        for _ in 0..<rounds {
+                            #expect(hear(pair.a, 4) == "ping")
+                            Watchdog.pat()
+                        }
+                    },
+                    startThread {  // a: writes more than the ring holds
+                        while !isOver.isSet { _ = pair.a.send(big.bytes, big.count) }
+                        pair.a.shutDown(1)
+                    },
+                    startThread {  // b: answers now and then, and reads
+                        let buffer = Buffer(1 << 16)
+                        var (number, read) = (0, 0)
+                        while true {
+                            let result = pair.b.receive(buffer.bytes, buffer.count)
+                            if result <= 0 { break }
+                            read += result
+                            if number < rounds, read > number * 50_000 {
+                                number += 1
+                                #expect(say(pair.b, "ping") == 4)
+                            }
+                            if number == rounds { isOver.set() }
+                        }
+                    },
+                ]
+                join(threads)
+            }
+        }
+    }
+}
