@@ -46,6 +46,7 @@ func sharedMemoryConnect(
     guard let entry = Companion.announcement(ofSlot: companion.slot) else { return socketError(error, EINVAL) }
     guard entry.pointee == 0 else { return socketError(error, EALREADY) }
     companion.record.pointee.role = Role.connector
+    companion.record.pointee.pid = providerState.pointee.pid  // made by the parent, connected by its forked child
     companion.events.store(companion.events.load() & ~UInt32(FD_CONNECT))
     let reason = RendezvousClient.announce(companion)
     companion.record.pointee.reason = Int32(reason.rawValue)

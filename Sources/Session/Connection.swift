@@ -71,6 +71,8 @@ package struct Connection {
     /// Slot of the listener that accepted it, and that slot's generation; 0 = none.
     package var listener: Int32 = 0
     package var listenerGeneration: UInt64 = 0
+    /// Of a listener: accepted sockets that may still be offered through its companion. Atomic, reached by address.
+    package var dependents: UInt64 = 0
     /// In the switch's list of companions that wait for their provider.
     package var isPending = false
     package var nextPending: Int32 = 0

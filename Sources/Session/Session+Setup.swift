@@ -18,6 +18,10 @@ enum Hello {
 /// What became of a step in setting up.
 package enum SetupResult: Sendable {
     case done, pending, failed
+    /// The peer declined, or gave up.
+    case refused
+    /// No memory for the window.
+    case noMemory
 }
 
 extension Session {
@@ -49,7 +53,7 @@ extension Session {
             connection.pointee.local = Session.mapMemory(Window.bytes)
             connection.pointee.ownsLocal = true
         }
-        guard let window = connection.pointee.local else { return .failed }
+        guard let window = connection.pointee.local else { return .noMemory }
         var hello = InlineArray<128, UInt8>(repeating: 0)
         return withUnsafeMutablePointer(to: &hello) { hello in
             let bytes = UnsafeMutableRawPointer(hello)
@@ -88,7 +92,7 @@ extension Session {
         if result(companion, &connection.pointee.helloReceive, &transferred, 0, &flags, &error) == 0 {
             if error == EINPROGRESS || error == EAGAIN { return .pending }
             abandon()
-            return .failed
+            return error == ECONNREFUSED || error == ECONNRESET ? .refused : .failed
         }
         let hello = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &connection.pointee.hello) { $0 })
         let ring = hello.loadUnaligned(fromByteOffset: 16, as: UInt64.self)

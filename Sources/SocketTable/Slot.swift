@@ -23,6 +23,8 @@ package struct Slot {
         package static var connected: UInt64 { 3 }
         /// Came from accept.
         package static var accepted: UInt64 { 4 }
+        /// A listener that is closed, whose companion still serves connections that it accepted.
+        package static var retired: UInt64 { 5 }
     }
 
     /// How its data are carried.

@@ -10,8 +10,8 @@ import StreamRing
 // The life of a companion socket, in the order of the seed: WSPSocket, WSPBind, WSPSetSockOpt…, then the operation that
 // caused all this (WSD-C4 … C11). Whatever fails, the companion is closed and TCP goes on (WSD-C10).
 
-/// Makes, binds and prepares the companion of a socket whose local address is known. False: there is none; the slot has
-/// the reason.
+/// Makes (WSD-C5), binds (WSD-C7, C8) and prepares (WSD-C9) the companion of a socket whose local address is known.
+/// False: there is none, the slot has the reason, and the socket stays on TCP (WSD-C10).
 func makeCompanion(_ index: Int, _ entry: UnsafeMutablePointer<ProviderEntry>) -> Bool {
     let session = sessionOf(index)
     let connection = session.connection
@@ -20,11 +20,7 @@ func makeCompanion(_ index: Int, _ entry: UnsafeMutablePointer<ProviderEntry>) -
     guard let make = calls.lpWSPSocket, let bind = calls.lpWSPBind, let setOption = calls.lpWSPSetSockOpt else { return false }
     let family = Int32(session.slot.localAddress.family)
     let companion = make(family, 1, 6, &entry.pointee.table.info, 0, 0, &error)
-    guard companion != UInt.max else {
-        session.slot.reason.store(Reason.companionFailed.rawValue)
-        return false
-    }
-    fetchExtensions(entry, companion)
+    guard companion != UInt.max else { return companionFailed(index, .companionFailed) }
     connection.pointee.provider = UnsafeRawPointer(entry).assumingMemoryBound(to: ProviderTable.self)
     connection.pointee.companion = companion
     var address = InlineArray<32, UInt8>(repeating: 0)
@@ -47,15 +43,19 @@ func makeCompanion(_ index: Int, _ entry: UnsafeMutablePointer<ProviderEntry>) -
     return true
 }
 
-/// Closes the companion and keeps the socket on TCP for `reason`. Always false, for the convenience of its callers.
+/// Closes the companion and goes on with TCP, for `reason` (WSD-C10, N3). A socket whose provider failed in what it should
+/// be able to do stays there; other reasons may pass, and it is announced again later. Always false, for the convenience
+/// of its callers. The caller takes the socket off the pending list.
 @discardableResult
 func companionFailed(_ index: Int, _ reason: Reason) -> Bool {
-    sessionOf(index).slot.reason.store(reason.rawValue)
+    let slot = sessionOf(index).slot
+    slot.reason.store(reason.rawValue)
+    if reason == .companionFailed { slot.flags.setBits(Slot.Flags.tcpOnly) }
     closeCompanion(index)
     return false
 }
 
-/// WSPCloseSocket, once. The session has ended before, if there was one.
+/// WSPCloseSocket, once (WSD-X2). The session has ended before, if there was one.
 func closeCompanion(_ index: Int) {
     let connection = sessionOf(index).connection
     let companion = connection.pointee.companion
@@ -94,7 +94,9 @@ func listenWithCompanion(_ fd: Int32, _ index: Int, _ backlog: Int32) {
         return
     }
     connection.pointee.companionPhase = CompanionPhase.listening
+    let locked = waitForPendingLock()
     addPending(index)
+    if locked { unlockPending() }
 }
 
 /// The program's connect has succeeded or is under way (WSD-N1): the companion is made now and connects when the
@@ -102,6 +104,7 @@ func listenWithCompanion(_ fd: Int32, _ index: Int, _ backlog: Int32) {
 func connectWithCompanion(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     session.slot.kind.store(Slot.Kind.connected)
+    if session.has(Slot.Flags.tcpOnly) { return }
     session.slot.reason.store(Reason.notWorthItYet.rawValue)
     guard policyAllows(session.slot.peerAddress) else { return keepOnTCP(index, .policy) }
     guard recordLocalAddress(fd, session.slot) else { return keepOnTCP(index, .noProvider) }
@@ -115,6 +118,7 @@ func keepOnTCP(_ index: Int, _ reason: Reason) {
     let slot = sessionOf(index).slot
     slot.reason.store(reason.rawValue)
     slot.flags.setBits(Slot.Flags.tcpOnly)
+    releaseListener(index)
 }
 
 func recordLocalAddress(_ fd: Int32, _ slot: Slot) -> Bool {
@@ -136,6 +140,9 @@ func considerCompanion(_ fd: Int32, _ index: Int) {
     switch connection.pointee.companionPhase {
     case CompanionPhase.none, CompanionPhase.bound:
         announce(fd, index)
+    case CompanionPhase.offered:
+        // The listening companion failed, and the offer with it.
+        if listeningCompanion(connection) == nil { withdrawOffer(index, .companionFailed) }
     case CompanionPhase.negotiating:
         if lockPending() {
             negotiateCompanion(index)
@@ -218,17 +225,13 @@ private func connectCompanion(_ fd: Int32, _ index: Int) {
 private func offer(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     let slot = session.slot
-    let listener = Int(session.connection.pointee.listener)
-    guard listener != 0 else { return keepOnTCP(index, .noProvider) }
-    let listening = sessionOf(listener)
-    guard listening.slot.generation.load() == session.connection.pointee.listenerGeneration,
-        listening.connection.pointee.companionPhase == CompanionPhase.listening, let provider = listening.connection.pointee.provider
-    else { return keepOnTCP(index, .noProvider) }
-    let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
+    guard let (entry, companion) = listeningCompanion(session.connection) else { return keepOnTCP(index, .noProvider) }
     var offer = SOCKSWITCH_OFFER(BaseSocket: fd, Reserved: 0, Cookie: cookie(index, slot))
-    guard entry.ioctl(listening.connection.pointee.companion, UInt32(SIO_SOCKSWITCH_OFFER), input: &offer, size: MemoryLayout<SOCKSWITCH_OFFER>.size) == 0
+    guard entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_OFFER), input: &offer, size: MemoryLayout<SOCKSWITCH_OFFER>.size) == 0
     else {
-        slot.reason.store(lastReason(entry, listening.connection.pointee.companion).rawValue)
+        let reason = lastReason(entry, companion)
+        slot.reason.store(reason.rawValue)
+        if reason == .companionFailed { keepOnTCP(index, reason) }
         return
     }
     session.connection.pointee.companionPhase = CompanionPhase.offered
@@ -260,26 +263,25 @@ package func lookAtMailboxes() {
     var index = 0
     while index < Int(state.pointee.providerCount) {
         if let word = (entries + index).pointee.table.eventWord {
-            let value = Word(word, 0).load()
-            if value != (entries + index).pointee.lastEvent {
-                (entries + index).pointee.lastEvent = value
-                news = true
-            }
+            if Word(word, 0).load() != (entries + index).pointee.lastEvent { news = true }
         } else {
             news = true
         }
         index += 1
     }
-    if news { servePending() }
+    if news { servePending(entries) }
 }
 
-private func servePending() {
-    guard lockPending() else {
-        // Somebody is at it, and may have passed what is new: look again next time.
-        if let entries = privateState.pointee.providers { entries.pointee.lastEvent &-= 1 }
-        return
-    }
+private func servePending(_ entries: UnsafeMutablePointer<ProviderEntry>) {
+    // Somebody is at it, and may have passed what is new: it stays news for the next look.
+    guard lockPending() else { return }
     defer { unlockPending() }
+    var provider = 0
+    while provider < Int(privateState.pointee.providerCount) {
+        let entry = entries + provider
+        if let word = entry.pointee.table.eventWord { entry.pointee.lastEvent = Word(word, 0).load() }
+        provider += 1
+    }
     var index = Int(privateState.pointee.firstPending)
     while index != 0 {
         let connection = sessionOf(index).connection
@@ -296,6 +298,7 @@ private func servePending() {
     }
 }
 
+/// WSD-N2, N3.
 private func finishConnect(_ index: Int) {
     let connection = sessionOf(index).connection
     guard let provider = connection.pointee.provider, let enumerate = provider.pointee.calls.lpWSPEnumNetworkEvents else { return }
@@ -320,8 +323,13 @@ private func companionConnected(_ index: Int) {
     let session = sessionOf(index)
     session.connection.pointee.companionPhase = CompanionPhase.negotiating
     session.slot.reason.store(Reason.negotiating.rawValue)
-    if session.begin() == .failed {
+    switch session.begin() {
+    case .done, .pending: break
+    case .noMemory:
         companionFailed(index, .memoryLimit)
+        return
+    case .failed, .refused:
+        companionFailed(index, .companionFailed)
         return
     }
     addPending(index)
@@ -334,9 +342,12 @@ func negotiateCompanion(_ index: Int) {
     guard session.connection.pointee.companionPhase == CompanionPhase.negotiating else { return }
     switch session.negotiate() {
     case .pending: return
-    case .failed: companionFailed(index, .peerPolicy)
     case .done: putIntoService(index)
+    case .refused: companionFailed(index, .peerPolicy)
+    case .noMemory: companionFailed(index, .memoryLimit)
+    case .failed: companionFailed(index, .companionFailed)
     }
+    if session.connection.pointee.companionPhase == CompanionPhase.none { removePending(index) }
 }
 
 /// The session is up: from now on the data calls of this socket go through it.
@@ -344,6 +355,7 @@ private func putIntoService(_ index: Int) {
     let session = sessionOf(index)
     session.connection.pointee.companionPhase = CompanionPhase.up
     removePending(index)
+    releaseListener(index)
     // The epoll sets of this process must know the doorbell before anybody can invite.
     guard isAlone(session.slot), readinessWillUpgrade(index) else {
         let reason: Reason = !isAlone(session.slot) ? .sharedBeforeUpgrade : readinessIsNested(index) ? .nestedEpoll : .descriptorLimit
@@ -371,9 +383,13 @@ private func acceptCompanions(_ listener: Int) {
     let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
     var events = WSANETWORKEVENTS()
     var error: Int32 = 0
-    guard let enumerate = calls.lpWSPEnumNetworkEvents, enumerate(connection.pointee.companion, -1, &events, &error) == 0,
-        events.lNetworkEvents & Int32(FD_ACCEPT) != 0, let accept = calls.lpWSPAccept
+    guard let enumerate = calls.lpWSPEnumNetworkEvents, let accept = calls.lpWSPAccept,
+        enumerate(connection.pointee.companion, -1, &events, &error) == 0
     else {
+        companionFailed(listener, .companionFailed)
+        return
+    }
+    guard events.lNetworkEvents & Int32(FD_ACCEPT) != 0 else {
         takeRefusedOffers(entry, connection.pointee.companion)
         return
     }
@@ -385,7 +401,9 @@ private func acceptCompanions(_ listener: Int) {
             accept(connection.pointee.companion, nil, nil, acceptCondition, UInt(bitPattern: $0), &error)
         }
         if companion == UInt.max {
-            if error == ECONNREFUSED { continue }  // our condition function declined it
+            // The condition function accepted, but the provider could not: the offer has come to nothing.
+            if decision.index != 0 { withdrawOffer(decision.index, .companionFailed) }
+            if decision.index != 0 || error == ECONNREFUSED { continue }  // ECONNREFUSED: it declined
             break
         }
         let accepted = sessionOf(decision.index)
@@ -429,8 +447,56 @@ private func takeRefusedOffers(_ entry: UnsafeMutablePointer<ProviderEntry>, _ c
         session.connection.pointee.companionPhase = CompanionPhase.none
         let reason = Reason(rawValue: UInt64(UInt32(bitPattern: result.Reason))) ?? .companionFailed
         session.slot.reason.store(reason.rawValue)
+        if reason == .companionFailed { keepOnTCP(index, reason) }
         if reason == .peerNotSwitched { rememberRefusal(session.slot.peerAddress, wholeHost: true) }
     }
+}
+
+// MARK: The listener of an accepted socket
+
+/// Catalogue entry and listening companion through which an accepted socket is offered; nil: there is none any more.
+private func listeningCompanion(_ accepted: UnsafeMutablePointer<Connection>) -> (UnsafeMutablePointer<ProviderEntry>, UInt)? {
+    let listener = Int(accepted.pointee.listener)
+    guard listener != 0 else { return nil }
+    let listening = sessionOf(listener)
+    guard listening.slot.generation.load() == accepted.pointee.listenerGeneration,
+        listening.connection.pointee.companionPhase == CompanionPhase.listening, let provider = listening.connection.pointee.provider
+    else { return nil }
+    let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
+    return (entry, listening.connection.pointee.companion)
+}
+
+/// An offer is void: the socket is closed, or stays on TCP for `reason` (`.none`: the caller knows better). Harmless for
+/// a socket that is not offered.
+func withdrawOffer(_ index: Int, _ reason: Reason) {
+    let session = sessionOf(index)
+    guard session.connection.pointee.companionPhase == CompanionPhase.offered else { return }
+    if let (entry, companion) = listeningCompanion(session.connection) {
+        var offer = SOCKSWITCH_OFFER(
+            BaseSocket: session.connection.pointee.descriptor, Reserved: 0, Cookie: cookie(index, session.slot))
+        // ENOENT: it was answered meanwhile, or is being accepted.
+        _ = entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_WITHDRAW_OFFER), input: &offer, size: MemoryLayout<SOCKSWITCH_OFFER>.size)
+    }
+    session.connection.pointee.companionPhase = CompanionPhase.none
+    if reason != .none { keepOnTCP(index, reason) }
+}
+
+/// Accepted sockets of this process that may still be offered through the listener.
+func dependents(_ listener: Int) -> Word {
+    Word(UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &sessionOf(listener).connection.pointee.dependents) { $0 }), 0)
+}
+
+/// The accepted socket needs its listener no more: it has its companion, will never have one, or is closed. Whoever is
+/// the last one ends a listening companion whose listener the program has closed meanwhile.
+func releaseListener(_ index: Int) {
+    let connection = sessionOf(index).connection
+    let listener = Int(connection.pointee.listener)
+    guard listener != 0 else { return }
+    connection.pointee.listener = 0
+    let listening = sessionOf(listener)
+    guard listening.slot.generation.load() == connection.pointee.listenerGeneration else { return }
+    let count = dependents(listener)
+    if count.load() > 0, count.subtract(1) == 0, listening.connection.pointee.descriptorCount <= 0 { endRetiredListener(listener) }
 }
 
 // MARK: The list of pending companions. Its lock is never waited for: signal handlers and forks come at any time.
@@ -438,6 +504,11 @@ private func takeRefusedOffers(_ entry: UnsafeMutablePointer<ProviderEntry>, _ c
 func lockPending() -> Bool {
     let word = HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.pendingLockOffset)
     return word.compareExchange(0, UInt32(bitPattern: ss_thread_id())) == 0
+}
+
+var ownsPendingLock: Bool {
+    let word = HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.pendingLockOffset)
+    return word.load() == UInt32(bitPattern: ss_thread_id())
 }
 
 func unlockPending() {

@@ -43,15 +43,16 @@ package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: 
     guard result == 0 || result == -Int(EINPROGRESS) || result == -Int(EINTR), let index = socketIndex(fd), let address, length >= 2
     else { return result }
     let session = sessionOf(index)
+    if result == 0, address.loadUnaligned(as: UInt16.self) == UInt16(AF_UNSPEC) {
+        // Dissolves the association: what this socket connects to next is another connection.
+        makeAnew(fd, index)
+        return result
+    }
     // A later call on a connected socket changes nothing (WSD-N5).
     if session.isDual || session.connection.pointee.companionPhase > CompanionPhase.bound { return result }
     // The answer to a non-blocking connect that was asked for earlier.
     if result == 0, session.slot.kind.load() == Slot.Kind.connected, session.connection.pointee.companion != 0 { return result }
-    guard session.slot.peerAddress.set(address, length: Int(length)) else {
-        // AF_UNSPEC dissolves the association.
-        session.slot.kind.store(Slot.Kind.fresh)
-        return result
-    }
+    guard session.slot.peerAddress.set(address, length: Int(length)) else { return result }
     connectWithCompanion(fd, index)
     return result
 }
@@ -85,6 +86,7 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     } else {
         memcpy(session.slot.localAddress.base, listening.slot.localAddress.base, 32)
     }
+    _ = dependents(listener).add(1)
     session.connection.pointee.listener = Int32(listener)
     session.connection.pointee.listenerGeneration = listening.slot.generation.load()
     // A listener without a companion says why its connections have none either.

@@ -14,7 +14,7 @@ import StreamRing
 package func switchBeforeFork() {
     let state = privateState
     guard let memory = state.pointee.arena else { return }
-    waitForPendingLock()
+    state.pointee.forkHoldsPending = waitForPendingLock()
     readinessBeforeFork()
     state.pointee.forkMask = sharedMemoryProviderBeforeFork()
     state.pointee.reservedChild = Int32(FamilyArena(memory).reserveChild(of: Int(state.pointee.process)))
@@ -24,7 +24,7 @@ package func switchAfterForkInParent() {
     guard privateState.pointee.arena != nil else { return }
     sharedMemoryProviderAfterForkInParent(privateState.pointee.forkMask)
     readinessAfterForkInParent()
-    unlockPending()
+    if privateState.pointee.forkHoldsPending { unlockPending() }
 }
 
 package func switchAfterForkInChild() {
@@ -39,28 +39,31 @@ package func switchAfterForkInChild() {
         memcpy(entry.name, arena.process(0).name, ProcessEntry.nameBytes)
         entry.pid.store(UInt64(UInt32(bitPattern: state.pointee.pid)))
     }
-    var inherited = 1
-    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
-    while inherited < end {
-        let session = sessionOf(inherited)
-        if session.connection.pointee.generation != 0 { session.forgetOtherThreads() }
-        inherited += 1
-    }
-    // Companions under way are the parent's: a socket that two processes hold is not upgraded.
-    var index = Int(state.pointee.firstPending)
-    while index != 0 {
-        let record = sessionOf(index).connection
-        let next = Int(record.pointee.nextPending)
-        if record.pointee.companionPhase != CompanionPhase.listening {
-            removePending(index)
-            record.pointee.companionPhase = CompanionPhase.none
-            record.pointee.companion = 0
-            record.pointee.remote = nil
-        }
-        index = next
-    }
-    unlockPending()
     sharedMemoryProviderAfterForkInChild(process: state.pointee.process, mask: state.pointee.forkMask)
+    takeOverRecords(arena)
+    unlockPending()
     refetchEventWords()
     readinessAfterForkInChild()
+}
+
+/// The inherited records become the child's own. Companions under way, and offers, are the parent's: the child, once it is
+/// alone, begins anew. Its copies are closed, which the providers keep from the peer.
+private func takeOverRecords(_ arena: FamilyArena) {
+    var index = 1
+    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
+    while index < end {
+        let session = sessionOf(index)
+        if session.connection.pointee.generation != 0 { session.forgetOtherThreads() }
+        switch session.connection.pointee.companionPhase {
+        case CompanionPhase.connecting, CompanionPhase.negotiating:
+            removePending(index)
+            session.forgetSetup()
+            closeCompanion(index)
+        case CompanionPhase.offered:
+            session.connection.pointee.companionPhase = CompanionPhase.none
+        default:
+            break
+        }
+        index += 1
+    }
 }

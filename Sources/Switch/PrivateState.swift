@@ -43,6 +43,8 @@ package struct PrivateState {
     /// SharedMemory: path of the service, zero-terminated, in storage that lives for ever.
     /// The signal mask that the fork in progress gives back.
     package var forkMask: UInt64
+    /// The fork in progress holds the pending list's lock.
+    package var forkHoldsPending: Bool
     package var policyText: UnsafePointer<CChar>?
     /// Socket handles given to providers (`WPUCreateSocketHandle`).
     package var handles: UnsafeMutableRawPointer?

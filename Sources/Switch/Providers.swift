@@ -113,11 +113,15 @@ package func addProvider(_ startup: LPWSPSTARTUPEX) -> Bool {
     guard startup(UInt32(SOCKSWITCH_SPI_VERSION), &tcp, &calls, &entry.pointee.table.calls) == 0 else { return false }
     guard entry.pointee.table.calls.lpWSPSocket != nil, entry.pointee.table.calls.lpWSPIoctl != nil else { return false }
     entry.pointee.catalogID = UInt32(index) + 2
+    // What the provider is told of itself with every WSPSocket; it passes the catalogue entry up again (WSD-C5).
+    entry.pointee.table.info = tcp
+    entry.pointee.table.info.dwCatalogEntryId = entry.pointee.catalogID
     state.pointee.providerCount = Int32(index + 1)
     return true
 }
 
-/// Extensions and event word come from a socket of the provider, so they are fetched with the first one (WSD-I4).
+/// Extensions and event word come from a socket of the provider, so they are fetched with the first one, the one for
+/// address questions (WSD-I4). No companion exists before it.
 func fetchExtensions(_ entry: UnsafeMutablePointer<ProviderEntry>, _ companion: UInt) {
     guard entry.pointee.table.registerRdmaMemory == nil else { return }
     entry.pointee.table.registerRdmaMemory = unsafeBitCast(extensionFunction(entry, companion, Int32(ss_extension_register_rdma_memory)), to: LPFN_WSPREGISTERRDMAMEMORY?.self)
@@ -241,7 +245,8 @@ private func isMappedIPv4(_ address: CompactAddress) -> Bool {
     return address.bytes.load(fromByteOffset: 10, as: UInt16.self) == 0xFFFF
 }
 
-/// Asks a provider for its addresses, on a socket made for that purpose, at first and whenever they changed.
+/// Asks a provider for its addresses, on a socket made for that purpose (WSD-I5), at first and whenever they changed
+/// (WSD-I6).
 private func refreshAddresses(_ entry: UnsafeMutablePointer<ProviderEntry>) {
     let now = ss_monotonic_ns()
     if entry.pointee.addressesKnown, now &- entry.pointee.lastAddressCheck < 1_000_000 { return }

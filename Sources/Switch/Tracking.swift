@@ -64,6 +64,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.tcpEvents = 0
     record.pointee.listener = 0
     record.pointee.listenerGeneration = 0
+    record.pointee.dependents = 0
     record.pointee.isPending = false
     record.pointee.nextPending = 0
     record.pointee.options.clear()
@@ -77,6 +78,19 @@ func noteHighest(_ fd: Int32) {
 /// call). What it stood for is gone.
 func forgetStale(_ fd: Int32) {
     if descriptorEntry(fd) != 0 { dropEntry(fd) }
+}
+
+/// The socket becomes an unconnected one again: a new slot, with the options that the program has set.
+func makeAnew(_ fd: Int32, _ index: Int) {
+    let options = sessionOf(index).connection.pointee.options
+    let flags = sessionOf(index).slot.flags.load()
+    var before = linger()
+    var length = UInt32(MemoryLayout<linger>.size)
+    _ = ss_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &before, &length)
+    dropEntry(fd)
+    _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &before, length)
+    let new = track(fd, kind: Slot.Kind.fresh, nonBlocking: flags & Slot.Flags.nonBlocking != 0)
+    if new != 0 { sessionOf(new).connection.pointee.options = options }
 }
 
 /// `new` refers to what `old` refers to.
@@ -147,11 +161,19 @@ private func endSocket(_ fd: Int32, _ index: Int) {
     let state = privateState
     guard let memory = state.pointee.arena else { return }
     let connected = session.slot.kind.load() >= Slot.Kind.connected
-    if session.connection.pointee.companion != 0 || session.connection.pointee.companionPhase != CompanionPhase.none {
+    let record = session.connection
+    if record.pointee.companion != 0 || record.pointee.companionPhase != CompanionPhase.none || record.pointee.isPending {
         let alone = isAlone(session.slot)
-        waitForPendingLock()
+        let locked = waitForPendingLock()
+        defer { if locked { unlockPending() } }
+        if record.pointee.companionPhase == CompanionPhase.listening, dependents(index).load() != 0 {
+            // What it accepted may still be offered: a server may close its listener first, or in the forked child that
+            // serves a connection. The last one of those ends it.
+            if alone { session.slot.kind.store(Slot.Kind.retired) }
+            return
+        }
         removePending(index)
-        let companionPhase = session.connection.pointee.companionPhase
+        let companionPhase = record.pointee.companionPhase
         let wasUp = companionPhase == CompanionPhase.up || companionPhase == CompanionPhase.negotiating
         let unread = session.end(last: alone)
         if alone, connected {
@@ -159,11 +181,24 @@ private func endSocket(_ fd: Int32, _ index: Int) {
             // so the FIN must not wait for it.
             if unread { resetOnClose(fd) } else if !wasUp, companionPhase >= CompanionPhase.connecting { _ = ss_sys_shutdown(fd, 1) }
         }
+        withdrawOffer(index, .none)
         closeCompanion(index)
-        session.connection.pointee.companionPhase = CompanionPhase.none
-        unlockPending()
+        record.pointee.companionPhase = CompanionPhase.none
+        releaseListener(index)
+    } else {
+        releaseListener(index)
     }
     FamilyArena(memory).release(index, process: Int(state.pointee.process))
+}
+
+/// A listening companion that outlived its listener (see `endSocket`) ends. With or without the pending lock.
+func endRetiredListener(_ index: Int) {
+    guard let memory = privateState.pointee.arena else { return }
+    let locked = waitForPendingLock()
+    defer { if locked { unlockPending() } }
+    removePending(index)
+    closeCompanion(index)
+    FamilyArena(memory).release(index, process: Int(privateState.pointee.process))
 }
 
 private func resetOnClose(_ fd: Int32) {
@@ -171,13 +206,18 @@ private func resetOnClose(_ fd: Int32) {
     _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, UInt32(MemoryLayout<linger>.size))
 }
 
-/// Takes the pending list's lock; a signal handler that interrupted its holder goes on without.
-func waitForPendingLock() {
+/// Takes the pending list's lock; false: this thread has it already (also as a signal handler that interrupted its
+/// holder), goes on without, and must not give it back.
+@discardableResult
+func waitForPendingLock() -> Bool {
     var rounds = 0
-    while !lockPending(), rounds < 100_000 {
+    while rounds < 100_000 {
+        if lockPending() { return true }
+        if ownsPendingLock { return false }
         if rounds & 15 == 15 { _ = ss_sys_sched_yield() } else { ss_pause() }
         rounds &+= 1
     }
+    return false
 }
 
 package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -> Int {
