@@ -88,6 +88,17 @@ final class RecordingProvider: @unchecked Sendable {
         extensions.initialize(repeating: nil, count: Int(ss_extension_count))
     }
 
+    /// After a restart: counts sockets from 1 again.
+    func begin() {
+        reset()
+        numbers = [:]
+        closed = []
+        handles = [:]
+        baseSockets = [:]
+        connecting = [:]
+        listening = [:]
+    }
+
     /// Forgets the record, and the failures to come.
     func reset() {
         calls = []
