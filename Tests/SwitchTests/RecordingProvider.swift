@@ -303,10 +303,10 @@ final class RecordingProvider: @unchecked Sendable {
             return finish(call, SOCKET_ERROR, EINVAL, error)
         }
         connecting[socket] = Connecting(local: local, peer: peer)
-        let failure = injected("FD_CONNECT")
         occurrences["FD_CONNECT", default: 0] += 1
-        if injected("FD_CONNECT") != 0 || failure != 0 {
-            decide(socket, injected("FD_CONNECT"))
+        let outcome = injected("FD_CONNECT")
+        if outcome != 0 {
+            decide(socket, outcome)
         } else {
             match()
             if connectsAtOnce, finishAtOnce(socket) { return finish(call, 0, 0, error) }

@@ -12,14 +12,14 @@ final class Scene {
     var server: Int32 = -1
     var listenName: SocketName
     /// Bytes that went each way so far: what byte comes next depends on it.
-    private var toServer: UInt64 = 0
-    private var toClient: UInt64 = 0
+    private var toServer = 0
+    private var toClient = 30_011
 
     static var recorder: RecordingProvider { .shared }
 
     /// Starts the switch of this process with the recording provider; a process that hangs is ended.
     static func begin() {
-        alarm(60)
+        alarm(300)
         RecordingProvider.shared.reset()
         expect(switchStartForTests(provider: RecordingProvider.startup))
     }
@@ -65,25 +65,32 @@ final class Scene {
 
     // MARK: Talking
 
-    private static func byte(_ position: UInt64, _ salt: UInt64) -> UInt8 {
-        var value = (position &+ salt) &* 0x9E37_79B9_7F4A_7C15
-        value ^= value >> 29
-        return UInt8(truncatingIfNeeded: value &* 0xBF58_476D_1CE4_E5B9 >> 56)
-    }
+    /// 2 × 65,521 bytes that look random, the second half like the first: position p of a direction carries byte p mod 65,521.
+    private static let pattern: [UInt8] = {
+        var state: UInt64 = 0x9E37_79B9_7F4A_7C15
+        let half = (0..<period).map { _ -> UInt8 in
+            state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+            return UInt8(truncatingIfNeeded: state >> 40)
+        }
+        return half + half
+    }()
+    private static let period = 65_521
 
-    private static func send(_ fd: Int32, _ count: Int, _ position: inout UInt64, _ salt: UInt64) -> Bool {
-        let bytes = (0..<UInt64(count)).map { byte(position &+ $0, salt) }
+    private static func send(_ fd: Int32, _ count: Int, _ position: inout Int) -> Bool {
+        let start = position % period
         var done = 0
         while done < count {
-            let sent = bytes.withUnsafeBytes { switchSend(fd, $0.baseAddress! + done, count - done, Int32(MSG_NOSIGNAL)) }
+            let sent = pattern.withUnsafeBytes {
+                switchSend(fd, $0.baseAddress! + start + done, count - done, Int32(MSG_NOSIGNAL))
+            }
             if sent <= 0 { return false }
             done += sent
         }
-        position &+= UInt64(count)
+        position += count
         return true
     }
 
-    private static func receive(_ fd: Int32, _ count: Int, _ from: UInt64, _ salt: UInt64, piece: Int = Int.max) -> Bool {
+    private static func receive(_ fd: Int32, _ count: Int, _ from: Int, piece: Int = Int.max) -> Bool {
         var bytes = [UInt8](repeating: 0, count: count)
         var done = 0
         while done < count {
@@ -91,18 +98,18 @@ final class Scene {
             if got <= 0 { return false }
             done += got
         }
-        return bytes.indices.allSatisfy { bytes[$0] == byte(from &+ UInt64($0), salt) }
+        return pattern.withUnsafeBytes { memcmp($0.baseAddress! + from % period, bytes, count) == 0 }
     }
 
     /// The client sends, the server reads and compares (in pieces of at most `piece` bytes).
     func request(_ count: Int, piece: Int = Int.max) -> Bool {
         let from = toServer
-        return Scene.send(client, count, &toServer, 1) && Scene.receive(server, count, from, 1, piece: piece)
+        return Scene.send(client, count, &toServer) && Scene.receive(server, count, from, piece: piece)
     }
 
     func answer(_ count: Int) -> Bool {
         let from = toClient
-        return Scene.send(server, count, &toClient, 2) && Scene.receive(client, count, from, 2)
+        return Scene.send(server, count, &toClient) && Scene.receive(client, count, from)
     }
 
     /// Requests and answers of 1 … `size` bytes. False: a byte was wrong, or a call failed.
