@@ -75,6 +75,10 @@ let package = Package(
         .executableTarget(
             name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench",
             swiftSettings: [.swiftLanguageMode(.v6)]),
+        // Forks with sockets of the switch: for SwitchTests.
+        .executableTarget(
+            name: "ForkGuest", dependencies: ["Switch", "Session", "SocketTable", "CSocketSwitch"], path: "Tests/Support/ForkGuest",
+            swiftSettings: swift6),
 
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
         .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
