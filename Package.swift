@@ -94,6 +94,7 @@ let package = Package(
         .target(
             name: "SessionTestSupport", dependencies: ["ServiceProviders", "Session", "SocketTable", "CSocketSwitch"],
             path: "Tests/Support/SessionTestSupport", swiftSettings: swift6),
+        .testTarget(name: "SocketTableTests", dependencies: ["SocketTable", "StreamRing", "CSocketSwitch"], swiftSettings: swift6),
         .testTarget(
             name: "SessionTests", dependencies: ["SessionTestSupport", "Session", "SocketTable", "CSocketSwitch"],
             swiftSettings: swift6),

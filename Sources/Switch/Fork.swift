@@ -17,7 +17,10 @@ package func switchBeforeFork() {
     state.pointee.forkHoldsPending = waitForPendingLock()
     readinessBeforeFork()
     state.pointee.forkMask = sharedMemoryProviderBeforeFork()
-    state.pointee.reservedChild = Int32(FamilyArena(memory).reserveChild(of: Int(state.pointee.process)))
+    let arena = FamilyArena(memory)
+    let child = arena.reserveChild(of: Int(state.pointee.process))
+    state.pointee.reservedChild = Int32(child)
+    state.pointee.reservation = child >= 0 ? arena.process(child).pid.load() : 0
 }
 
 package func switchAfterForkInParent() {
@@ -34,16 +37,34 @@ package func switchAfterForkInChild() {
     let arena = FamilyArena(memory)
     state.pointee.pid = Int32(ss_sys_getpid())
     state.pointee.process = state.pointee.reservedChild
+    let pid = UInt64(UInt32(bitPattern: state.pointee.pid))
+    if state.pointee.process >= 0, !arena.claim(Int(state.pointee.process), state.pointee.reservation, pid: pid) {
+        // This child stood still for so long that it was taken for dead.
+        state.pointee.process = Int32(arena.addProcess(pid: pid))
+        if state.pointee.process >= 0 { holdInherited(arena, Int(state.pointee.process)) }
+    }
     if state.pointee.process >= 0 {
-        let entry = arena.process(Int(state.pointee.process))
-        memcpy(entry.name, arena.process(0).name, ProcessEntry.nameBytes)
-        entry.pid.store(UInt64(UInt32(bitPattern: state.pointee.pid)))
+        memcpy(arena.process(Int(state.pointee.process)).name, arena.process(0).name, ProcessEntry.nameBytes)
     }
     sharedMemoryProviderAfterForkInChild(process: state.pointee.process, mask: state.pointee.forkMask)
     takeOverRecords(arena)
     unlockPending()
     refetchEventWords()
     readinessAfterForkInChild()
+}
+
+/// Holds again what this process has records of, as far as the slots are still the same.
+private func holdInherited(_ arena: FamilyArena, _ process: Int) {
+    var index = 1
+    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
+    while index < end {
+        let record = sessionOf(index).connection
+        let slot = arena.slot(index)
+        if record.pointee.descriptorCount > 0, slot.kind.load() != Slot.Kind.free, slot.generation.load() == record.pointee.generation {
+            arena.hold(index, process: process)
+        }
+        index += 1
+    }
 }
 
 /// The inherited records become the child's own. Companions under way, and offers, are the parent's: the child, once it is

@@ -263,6 +263,9 @@ func killed() {
     let client = clientProcess(listener)
     let connection = listener.accept()
     let holder = spawn { while true { pause() } }
+    // Killed before it has run at all it would be taken back, too, but later.
+    let entry = FamilyArena(privateState.pointee.arena!).process(Int(privateState.pointee.reservedChild))
+    while entry.pid.load() & ProcessEntry.reserved != 0 { usleep(1000) }
     check(slot(connection).holders.load() == 2, "holders \(slot(connection).holders.load())")
     check(kill(holder, SIGKILL) == 0 && waitpid(holder, nil, 0) == holder, "kill")
     echo(connection)

@@ -129,7 +129,7 @@ package final class Pair: @unchecked Sendable {
                 switch end.session.negotiate() {
                 case .done: break
                 case .pending: still.append(end)
-                case .failed: throw Failed()
+                case .failed, .refused, .noMemory: throw Failed()
                 }
             }
             waiting = still
