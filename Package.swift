@@ -75,6 +75,10 @@ let package = Package(
         .executableTarget(
             name: "sockbench", dependencies: ["CProgramSupport"], path: "Benchmarks/sockbench",
             swiftSettings: [.swiftLanguageMode(.v6)]),
+        // Forks with sockets of the switch: for SwitchTests.
+        .executableTarget(
+            name: "ForkGuest", dependencies: ["Switch", "Session", "SocketTable", "CSocketSwitch"], path: "Tests/Support/ForkGuest",
+            swiftSettings: swift6),
 
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
         .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
@@ -93,6 +97,7 @@ let package = Package(
         .executableTarget(
             name: "SessionForkHelper", dependencies: ["SessionTestSupport"], path: "Tests/Support/SessionForkHelper",
             swiftSettings: swift6),
+        .testTarget(name: "SocketTableTests", dependencies: ["SocketTable", "StreamRing", "CSocketSwitch"], swiftSettings: swift6),
         .testTarget(
             name: "SessionTests",
             dependencies: ["SessionTestSupport", "SessionForkHelper", "Session", "SocketTable", "CSocketSwitch"],

@@ -11,4 +11,11 @@ extension Session {
         watchers.store(0)
         doorbellSleepers.store(0)
     }
+
+    /// In a forked child: the session that the parent is setting up is none of ours, and what it exposed is the parent's.
+    package func forgetSetup() {
+        guard !isUp else { return }
+        connection.pointee.isExposed = false
+        abandon()
+    }
 }

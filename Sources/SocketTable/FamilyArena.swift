@@ -55,7 +55,7 @@ package struct FamilyArena {
 
     package var usedProcessCount: Int { min(Int(processHighWater.load()), FamilyArena.processCount) }
 
-    /// Takes a process entry; -1 when the table is full. `pid` 0: reserved for a child that is about to be forked.
+    /// Takes a process entry; -1 when the table is full. `pid`: also a `ProcessEntry.reservation`.
     package func addProcess(pid: UInt64) -> Int {
         for index in 0..<FamilyArena.processCount {
             let entry = process(index)
@@ -69,6 +69,18 @@ package struct FamilyArena {
             return index
         }
         return -1
+    }
+
+    /// A forked child takes the entry whose `pid` was `reservation`. False: it was so long in coming that the entry was
+    /// given up; its holds are gone.
+    package func claim(_ index: Int, _ reservation: UInt64, pid: UInt64) -> Bool {
+        process(index).pid.compareExchange(reservation, pid)
+    }
+
+    /// Process `process` holds the slot from now on. For a slot that cannot become free meanwhile.
+    package func hold(_ index: Int, process: Int) {
+        let mask = UInt64(1) << UInt64(index & 63)
+        if holderWord(process, index >> 6).setBits(mask) & mask == 0 { slot(index).holders.add(1) }
     }
 
     /// Gives the entry of a process back, with every slot that it still held.
@@ -90,20 +102,31 @@ package struct FamilyArena {
         entry.state.store(ProcessEntry.free)
     }
 
-    /// Frees what processes left behind that were killed. Costs one kill(2) a process of the family.
-    package func reapDeadProcesses() {
+    /// Frees what processes left behind that were killed, or that never were: a fork that failed, a child that died before
+    /// its first instruction of ours. Costs one kill(2) a process of the family. `now`: monotonic nanoseconds.
+    package func reapDeadProcesses(now: UInt64 = ss_monotonic_ns()) {
         for index in 0..<usedProcessCount {
             let entry = process(index)
             guard entry.state.load() == ProcessEntry.live else { continue }
             let pid = entry.pid.load()
-            if pid != 0, pid <= UInt64(Int32.max), ss_sys_kill(Int32(pid), 0) == -Int(ESRCH) { removeProcess(index) }
+            let isGone: Bool
+            if pid & ProcessEntry.reserved != 0 {
+                isGone = Int64(bitPattern: now &- pid & ~ProcessEntry.reserved) > FamilyArena.reservationNanoseconds
+            } else {
+                isGone = pid != 0 && pid <= UInt64(Int32.max) && ss_sys_kill(Int32(pid), 0) == -Int(ESRCH)
+            }
+            // Of several that noticed, one removes; the entry may be another process's by the time the others get here.
+            if isGone, entry.pid.compareExchange(pid, 0) { removeProcess(index) }
         }
     }
+
+    /// How long a child may take from fork to its first instruction of ours.
+    package static var reservationNanoseconds: Int64 { 10_000_000_000 }
 
     /// Before fork: gives the coming child a hold on everything that `parent` holds. -1 when the table is full.
     package func reserveChild(of parent: Int) -> Int {
         reapDeadProcesses()
-        let child = addProcess(pid: 0)
+        let child = addProcess(pid: ProcessEntry.reservation(now: ss_monotonic_ns()))
         if child < 0 { return -1 }
         for word in 0..<(FamilyArena.slotCount / 64) where word * 64 < Int(highWater.load()) {
             var held = holderWord(parent, word).load()
@@ -179,8 +202,12 @@ package struct ProcessEntry {
     package static var leaving: UInt64 { 2 }
 
     @inline(__always) package var state: Word { Word(base, 0) }
-    /// As the process sees itself (its own pid namespace).
+    /// As the process sees itself (its own pid namespace); or a reservation.
     @inline(__always) package var pid: Word { Word(base, 8) }
+    /// Bit of `pid`: reserved for a child that is about to be forked. The other bits say when, in monotonic nanoseconds, and
+    /// so tell one reservation of the entry from the next.
+    package static var reserved: UInt64 { 1 << 63 }
+    package static func reservation(now: UInt64) -> UInt64 { now | reserved }
     /// The service raises it when it has sent this process a message.
     @inline(__always) package var mailbox: Word { Word(base, 64) }
     /// The program's name (`comm`), zero-terminated, at most 15 bytes.

@@ -17,7 +17,10 @@ package func switchBeforeFork() {
     state.pointee.forkHoldsPending = waitForPendingLock()
     readinessBeforeFork()
     state.pointee.forkMask = sharedMemoryProviderBeforeFork()
-    state.pointee.reservedChild = Int32(FamilyArena(memory).reserveChild(of: Int(state.pointee.process)))
+    let arena = FamilyArena(memory)
+    let child = arena.reserveChild(of: Int(state.pointee.process))
+    state.pointee.reservedChild = Int32(child)
+    state.pointee.reservation = child >= 0 ? arena.process(child).pid.load() : 0
 }
 
 package func switchAfterForkInParent() {
@@ -34,36 +37,48 @@ package func switchAfterForkInChild() {
     let arena = FamilyArena(memory)
     state.pointee.pid = Int32(ss_sys_getpid())
     state.pointee.process = state.pointee.reservedChild
-    if state.pointee.process >= 0 {
-        let entry = arena.process(Int(state.pointee.process))
-        memcpy(entry.name, arena.process(0).name, ProcessEntry.nameBytes)
-        entry.pid.store(UInt64(UInt32(bitPattern: state.pointee.pid)))
+    let pid = UInt64(UInt32(bitPattern: state.pointee.pid))
+    if state.pointee.process >= 0, !arena.claim(Int(state.pointee.process), state.pointee.reservation, pid: pid) {
+        // This child stood still for so long that it was taken for dead.
+        state.pointee.process = Int32(arena.addProcess(pid: pid))
+        if state.pointee.process >= 0 { holdInherited(arena, Int(state.pointee.process)) }
     }
-    var inherited = 1
-    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
-    while inherited < end {
-        let session = sessionOf(inherited)
-        if session.connection.pointee.generation != 0 { session.forgetOtherThreads() }
-        inherited += 1
+    if state.pointee.process >= 0 {
+        memcpy(arena.process(Int(state.pointee.process)).name, arena.process(0).name, ProcessEntry.nameBytes)
     }
     sharedMemoryProviderAfterForkInChild(process: state.pointee.process, mask: state.pointee.forkMask)
-    forgetCompanionsUnderWay(arena)
+    takeOverRecords(arena)
     unlockPending()
     refetchEventWords()
     readinessAfterForkInChild()
 }
 
-/// Companions under way, and offers, are the parent's: the child, once it is alone, begins anew. Its copies are closed,
-/// which the providers keep from the peer.
-private func forgetCompanionsUnderWay(_ arena: FamilyArena) {
+/// Holds again what this process has records of, as far as the slots are still the same.
+private func holdInherited(_ arena: FamilyArena, _ process: Int) {
     var index = 1
-    let end = Int(arena.highWater.load())
+    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
+    while index < end {
+        let record = sessionOf(index).connection
+        let slot = arena.slot(index)
+        if record.pointee.descriptorCount > 0, slot.kind.load() != Slot.Kind.free, slot.generation.load() == record.pointee.generation {
+            arena.hold(index, process: process)
+        }
+        index += 1
+    }
+}
+
+/// The inherited records become the child's own. Companions under way, and offers, are the parent's: the child, once it is
+/// alone, begins anew. Its copies are closed, which the providers keep from the peer.
+private func takeOverRecords(_ arena: FamilyArena) {
+    var index = 1
+    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
     while index < end {
         let session = sessionOf(index)
+        if session.connection.pointee.generation != 0 { session.forgetOtherThreads() }
         switch session.connection.pointee.companionPhase {
         case CompanionPhase.connecting, CompanionPhase.negotiating:
             removePending(index)
-            session.forget()
+            session.forgetSetup()
             closeCompanion(index)
         case CompanionPhase.offered:
             session.connection.pointee.companionPhase = CompanionPhase.none

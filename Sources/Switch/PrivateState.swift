@@ -23,6 +23,8 @@ package struct PrivateState {
     package var pid: Int32
     /// The child entry reserved by the fork in progress.
     package var reservedChild: Int32
+    /// What that entry's `pid` says until the child has claimed it.
+    package var reservation: UInt64
     /// `Connection` records, one a slot.
     package var connections: UnsafeMutablePointer<Connection>?
     /// Spinning allowed (policy `SOCKSWITCH_WAIT`).

@@ -53,6 +53,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.remote = nil
     record.pointee.writer = nil
     record.pointee.ownsLocal = false
+    record.pointee.isExposed = false
     record.pointee.peerIsHere = false
     record.pointee.firstRegistration = 0
     record.pointee.watchedAsDual = false
@@ -60,6 +61,8 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.receiveSpinNanoseconds = 0
     record.pointee.sendSpinNanoseconds = 0
     record.pointee.lastPeerCheck = 0
+    record.pointee.stalledCredit = 0
+    record.pointee.stalledSince = 0
     record.pointee.lastEndCheck = 0
     record.pointee.tcpEvents = 0
     record.pointee.listener = 0

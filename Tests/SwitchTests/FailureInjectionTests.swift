@@ -125,7 +125,7 @@ private func play(
     func harmless() async {
         await #expect(processExitsWith: .success) {
             Scene.begin()
-            for name in ["WSPCloseSocket", "SIO_SOCKSWITCH_REASON", "SIO_ADDRESS_LIST_CHANGE", "SIO_SOCKSWITCH_OFFER_RESULT"] {
+            for name in ["WSPCloseSocket", "WSPDeregisterRdmaMemory", "SIO_SOCKSWITCH_REASON", "SIO_ADDRESS_LIST_CHANGE", "SIO_SOCKSWITCH_OFFER_RESULT"] {
                 _ = try play(Failure(name: name, occurrence: 0, error: ENOTSOCK), expectCompanion: true)
             }
         }

@@ -590,6 +590,15 @@ final class RecordingProvider: @unchecked Sendable {
                 }
             }
             return unsafeBitCast(function, to: UnsafeRawPointer?.self)
+        case Int(ss_extension_deregister_rdma_memory):
+            let function: LPFN_WSPDEREGISTERRDMAMEMORY = { socket, descriptor, error in
+                recorder.pass(socket, "WSPDeregisterRdmaMemory", "", error) {
+                    unsafeBitCast(
+                        recorder.extensions[Int(ss_extension_deregister_rdma_memory)], to: LPFN_WSPDEREGISTERRDMAMEMORY.self)(
+                            socket, descriptor, $0)
+                }
+            }
+            return unsafeBitCast(function, to: UnsafeRawPointer?.self)
         case Int(ss_extension_allocate_rdma_memory):
             let function: LPFN_WSPALLOCATERDMAMEMORY = { socket, length, error in
                 recorder.pointer(socket, "WSPAllocateRdmaMemory", error) { socket, error in

@@ -49,6 +49,14 @@ final class Scene {
         try #require(server >= 0)
     }
 
+    /// Sockets that are connected already, with nothing said yet.
+    init(client: Int32, server: Int32, listener: Int32) {
+        self.client = client
+        self.server = server
+        self.listener = listener
+        listenName = SocketName.local(listener) ?? SocketName("127.0.0.1", 0)
+    }
+
     static func set(_ fd: Int32, _ option: (Int32, Int32, Int32)) {
         var value = option.2
         expect(switchSetOption(fd, option.0, option.1, &value, 4), is: 0)

@@ -1,0 +1,175 @@
+import CSocketSwitch
+import Glibc
+import SocketTable
+import StreamRing
+import Testing
+
+/// An arena in shared anonymous memory.
+private final class Arena {
+    let arena: FamilyArena
+    init() {
+        let memory = mmap(nil, FamilyArena.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        arena = FamilyArena(memory!)
+        arena.initialize()
+    }
+    deinit { munmap(arena.base, FamilyArena.bytes) }
+}
+
+/// A process that sleeps until it is killed.
+private func spawnSleeper() -> pid_t {
+    var strings: [UnsafeMutablePointer<CChar>?] = [strdup("sleep"), strdup("600"), nil]
+    defer { for string in strings { free(string) } }
+    var pid: pid_t = 0
+    #expect(posix_spawnp(&pid, "sleep", nil, nil, &strings, nil) == 0)
+    return pid
+}
+
+private func end(_ pid: pid_t) {
+    kill(pid, SIGKILL)
+    waitpid(pid, nil, 0)
+}
+
+@Suite("FamilyArena") struct FamilyArenaTests {
+    private let memory = Arena()
+    private var arena: FamilyArena { memory.arena }
+    private var own: UInt64 { UInt64(getpid()) }
+
+    @Test("Parts of the arena do not overlap, and slots and entries are whole cache lines")
+    func layout() {
+        #expect(FamilyArena.processesOffset + FamilyArena.processCount * FamilyArena.processBytes <= FamilyArena.holdersOffset)
+        #expect(FamilyArena.holdersOffset + FamilyArena.processCount * FamilyArena.holderBytes <= FamilyArena.slotsOffset)
+        #expect(FamilyArena.slotsOffset % 64 == 0 && Slot.bytes % 64 == 0 && FamilyArena.processBytes % 64 == 0)
+        #expect(FamilyArena.bytes == FamilyArena.slotsOffset + FamilyArena.slotCount * Slot.bytes)
+    }
+
+    @Test("Every slot can be taken once, none twice; a freed one comes again with another generation, and empty")
+    func everySlot() {
+        let process = arena.addProcess(pid: own)
+        var seen = Set<Int>()
+        for _ in 1..<FamilyArena.slotCount {
+            let index = arena.allocateSlot(process: process)
+            #expect(index > 0 && index < FamilyArena.slotCount && seen.insert(index).inserted)
+            if index == 0 { return }
+        }
+        #expect(arena.allocateSlot(process: process) == 0)
+        #expect(arena.highWater.load() == UInt64(FamilyArena.slotCount))
+        for index in [1, 4711, FamilyArena.slotCount - 1] {
+            let slot = arena.slot(index)
+            slot.reason.store(7)
+            slot.sendPosition.store(8)
+            slot.flags.store(9)
+            slot.carrierChanges.store(10)
+            let generation = slot.generation.load()
+            #expect(arena.release(index, process: process))
+            #expect(!arena.release(index, process: process))
+            #expect(arena.allocateSlot(process: process) == index)
+            #expect(slot.generation.load() == generation + 1)
+            #expect(slot.kind.load() == Slot.Kind.fresh && slot.holders.load() == 1)
+            #expect(slot.reason.load() == 0 && slot.sendPosition.load() == 0 && slot.flags.load() == 0 && slot.carrierChanges.load() == 0)
+        }
+        arena.removeProcess(process)
+        #expect((1..<FamilyArena.slotCount).allSatisfy { arena.slot($0).kind.load() == Slot.Kind.free })
+    }
+
+    @Test("Threads take and give back slots at the same time: no slot has two owners")
+    func threads() async {
+        let process = arena.addProcess(pid: own)
+        let arena = arena
+        let base = UInt(bitPattern: arena.base)
+        await withTaskGroup(of: Bool.self) { group in
+            for _ in 0..<4 {
+                group.addTask {
+                    let arena = FamilyArena(UnsafeMutableRawPointer(bitPattern: base)!)
+                    var right = true
+                    for round in 0..<2000 {
+                        let mine = (0..<(1 + round % 5)).map { _ in arena.allocateSlot(process: process) }
+                        for index in mine { right = right && index > 0 && arena.slot(index).carrierChanges.add(1) == 1 }
+                        for index in mine { right = arena.release(index, process: process) && right }
+                    }
+                    return right
+                }
+            }
+            for await right in group { #expect(right) }
+        }
+        #expect((1..<64).allSatisfy { arena.slot($0).kind.load() == Slot.Kind.free && arena.slot($0).holders.load() == 0 })
+    }
+
+    @Test("A child holds what its parent holds; the slot lives until both have let go, in either order", arguments: [true, false])
+    func children(parentFirst: Bool) {
+        let parent = arena.addProcess(pid: own)
+        let kept = (0..<200).map { _ in arena.allocateSlot(process: parent) }
+        let child = arena.reserveChild(of: parent)
+        #expect(child >= 0 && child != parent)
+        #expect(arena.claim(child, arena.process(child).pid.load(), pid: own))
+        let later = arena.allocateSlot(process: parent)
+        for index in kept {
+            #expect(arena.slot(index).holders.load() == 2)
+            let order = parentFirst ? [parent, child] : [child, parent]
+            #expect(!arena.release(index, process: order[0]))
+            #expect(arena.slot(index).kind.load() != Slot.Kind.free)
+            #expect(arena.release(index, process: order[1]))
+            #expect(arena.slot(index).kind.load() == Slot.Kind.free)
+        }
+        #expect(arena.slot(later).holders.load() == 1)
+        #expect(!arena.release(later, process: child))
+    }
+
+    @Test("What a killed process held is taken back; what others hold too stays")
+    func reaping() {
+        let parent = arena.addProcess(pid: own)
+        let shared = arena.allocateSlot(process: parent)
+        let pid = spawnSleeper()
+        let child = arena.reserveChild(of: parent)
+        #expect(arena.claim(child, arena.process(child).pid.load(), pid: UInt64(pid)))
+        let alone = arena.allocateSlot(process: child)
+        arena.reapDeadProcesses()
+        #expect(arena.slot(shared).holders.load() == 2 && arena.slot(alone).holders.load() == 1)
+        end(pid)
+        arena.reapDeadProcesses()
+        #expect(arena.slot(shared).holders.load() == 1 && arena.slot(shared).kind.load() != Slot.Kind.free)
+        #expect(arena.slot(alone).kind.load() == Slot.Kind.free)
+        #expect(arena.process(child).state.load() == ProcessEntry.free)
+        arena.reapDeadProcesses()
+        #expect(arena.slot(shared).holders.load() == 1)
+    }
+
+    @Test("A fork that failed leaves a reservation, which expires; a child that comes too late is told")
+    func reservations() {
+        let parent = arena.addProcess(pid: own)
+        let index = arena.allocateSlot(process: parent)
+        let child = arena.reserveChild(of: parent)
+        let reservation = arena.process(child).pid.load()
+        let made = reservation & ~ProcessEntry.reserved
+        let patience = UInt64(FamilyArena.reservationNanoseconds)
+        #expect(arena.slot(index).holders.load() == 2)
+        arena.reapDeadProcesses(now: made + patience)
+        #expect(arena.slot(index).holders.load() == 2)
+        // Another thread's reading of the clock, slightly older than the entry, is no age.
+        arena.reapDeadProcesses(now: made - 1)
+        #expect(arena.slot(index).holders.load() == 2)
+        arena.reapDeadProcesses(now: made + patience + 1)
+        #expect(arena.slot(index).holders.load() == 1)
+        #expect(!arena.claim(child, reservation, pid: own))
+        // The same entry, reserved for another child.
+        let other = arena.reserveChild(of: parent)
+        #expect(other == child && !arena.claim(child, reservation, pid: own))
+        let late = arena.addProcess(pid: own)
+        arena.hold(index, process: late)
+        arena.hold(index, process: late)
+        #expect(arena.slot(index).holders.load() == 3)
+        // A child that came in time is never taken for dead.
+        #expect(arena.claim(other, arena.process(other).pid.load(), pid: own))
+        arena.reapDeadProcesses(now: made + 100 * patience)
+        #expect(arena.process(other).state.load() == ProcessEntry.live)
+        #expect(arena.slot(index).holders.load() == 3)
+    }
+
+    @Test("The process table is bounded")
+    func fullProcessTable() {
+        for _ in 0..<FamilyArena.processCount { #expect(arena.addProcess(pid: own) >= 0) }
+        #expect(arena.addProcess(pid: own) == -1)
+        #expect(arena.reserveChild(of: 0) == -1)
+        arena.removeProcess(17)
+        #expect(arena.addProcess(pid: own) == 17)
+    }
+}
