@@ -169,3 +169,26 @@ package final class Pair: @unchecked Sendable {
         }
     }
 }
+
+extension Pair {
+    /// Moves both directions to the companion, by one byte at a time, from one thread.
+    package func moveToCompanion() {
+        let byte = Buffer(1)
+        Watchdog.watch({ self.state }) {
+            while [a, b].contains(where: { $0.session.sendsOnTCP || $0.session.receivesOnTCP }) {
+                for (from, to) in [(a, b), (b, a)] {
+                    to.session.maintain(to.fd)
+                    precondition(from.send(byte.bytes, 1) == 1)
+                    precondition(to.receive(byte.bytes, 1) == 1)
+                }
+            }
+        }
+    }
+
+    /// The direction's sender asks for TCP, and takes it back after its next write has gone there.
+    package func sendOverTCP(_ end: Endpoint, _ bytes: UnsafeRawPointer, _ count: Int) -> Int {
+        end.slot.flags.setBits(Slot.Flags.pullBack)
+        defer { end.slot.flags.clearBits(Slot.Flags.pullBack) }
+        return end.send(bytes, count)
+    }
+}
