@@ -109,6 +109,77 @@ extension SessionTests {
             }
         }
 
+        /// One message is under way at a time: a ring that is lost is never made good, and the watchdog speaks up.
+        @Test("Request and response, always asleep in between, lose no wake-up", arguments: ProviderUnderTest.allCases, [true, false])
+        func pingPong(_ provider: ProviderUnderTest, inPoll: Bool) throws {
+            let seed = streamSeed("ping-pong over \(provider)")
+            let rounds = Int((environmentNumber("STREAM_SECONDS") ?? 4) * 200)
+            ss_session_state.never_spin = 1
+            defer { ss_session_state.never_spin = 0 }
+            try withPair(provider) { pair in
+                let isOver = Flag()
+                let threads = [pair.a, pair.b].enumerated().map { side, end in
+                    startThread {
+                        var random = RandomSource(seed)
+                        let buffer = Buffer(64)
+                        for round in 0..<rounds {
+                            let (count, isMine) = (random.logUniform(bits: 6), round & 1 == side)
+                            if isMine {
+                                memset(buffer.bytes, Int32(round & 255), count)
+                                #expect(end.send(buffer.bytes, count) == count)
+                                continue
+                            }
+                            var done = 0
+                            while done < count {
+                                if inPoll { end.wait(for: UInt32(POLLIN)) }
+                                let result = end.receive(buffer.bytes + done, count - done, inPoll ? Int(MSG_DONTWAIT) : 0)
+                                if result == -Int(EAGAIN), inPoll { continue }
+                                #expect(result > 0)
+                                if result <= 0 { return }
+                                done += result
+                            }
+                            #expect(buffer.bytes.load(as: UInt8.self) == UInt8(round & 255))
+                            Watchdog.pat()
+                        }
+                    }
+                }
+                let changer = startThread { runCarrierChanges([pair.a, pair.b], seed: seed) { isOver.isSet } }
+                join(threads)
+                isOver.set()
+                join([changer])
+            }
+        }
+
+        /// The same from the other side: who waits for room sleeps until the reader has made some.
+        @Test("A writer that always finds the ring full loses no wake-up", arguments: ProviderUnderTest.allCases, [true, false])
+        func fullRing(_ provider: ProviderUnderTest, inPoll: Bool) throws {
+            ss_session_state.never_spin = 1
+            defer { ss_session_state.never_spin = 0 }
+            try withPair(provider, ringBytes: 4096) { pair in
+                let pattern = StreamPattern(11)
+                let total = UInt64(8 << 20)
+                let sender = startThread {
+                    var position = UInt64(0)
+                    while position < total {
+                        let result = pair.a.send(pattern.bytes(at: position), 50_000, inPoll ? Int(MSG_DONTWAIT) : 0)
+                        if result == -Int(EAGAIN), inPoll { pair.a.wait(for: UInt32(POLLOUT)) } else { position += UInt64(result) }
+                        Watchdog.pat()
+                    }
+                    pair.a.shutDown(1)
+                }
+                let buffer = Buffer(3000)
+                var position = UInt64(0)
+                while true {
+                    let result = pair.b.receive(buffer.bytes, buffer.count)
+                    if result <= 0 { break }
+                    #expect(pattern.matches(buffer.bytes, at: position, count: result))
+                    position += UInt64(result)
+                }
+                #expect(position >= total)
+                join([sender])
+            }
+        }
+
         /// A reader of one direction and a writer of the other share a doorbell: neither may lose its rings to the other.
         @Test("A blocked reader and a blocked writer of one socket wake each other's rings up", arguments: ProviderUnderTest.allCases)
         func sharedDoorbell(_ provider: ProviderUnderTest) throws {
