@@ -8,6 +8,7 @@ unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((aligned(64
 struct ss_session_state ss_session_state;
 unsigned char ss_refusals[1024] __attribute__((aligned(64)));
 unsigned char ss_provider_state[SS_PROVIDER_STATE_BYTES] __attribute__((aligned(64)));
+WSPPROC_TABLE ss_base_provider;
 
 static __thread int32_t thread_id __attribute__((tls_model("initial-exec")));
 

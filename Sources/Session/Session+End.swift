@@ -25,9 +25,6 @@ extension Session {
         if outcome == .acquired { slot.sendLock.unlock() }
     }
 
-    /// In a forked child: the session that the parent is setting up is none of ours.
-    package func forget() { if !isUp { abandon() } }
-
     /// The process's last descriptor of the socket is about to be closed. Ends this process's use of the windows; the
     /// companion is the caller's to close afterwards. `last`: no other process holds the socket.
     ///

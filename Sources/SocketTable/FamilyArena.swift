@@ -130,15 +130,23 @@ package struct FamilyArena {
         if child < 0 { return -1 }
         for word in 0..<(FamilyArena.slotCount / 64) where word * 64 < Int(highWater.load()) {
             var held = holderWord(parent, word).load()
-            if held == 0 { continue }
-            holderWord(child, word).store(held)
             while held != 0 {
                 let bit = held.trailingZeroBitCount
                 held &= held &- 1
-                slot(word * 64 + bit).holders.add(1)
+                if holdAlso(word * 64 + bit) { holderWord(child, word).setBits(1 << UInt64(bit)) }
             }
         }
         return child
+    }
+
+    /// One holder more, unless another thread has given the slot up meanwhile.
+    private func holdAlso(_ index: Int) -> Bool {
+        let holders = slot(index).holders
+        while true {
+            let count = holders.load()
+            if count == 0 { return false }
+            if holders.compareExchange(count, count &+ 1) { return true }
+        }
     }
 
     @inline(__always)

@@ -17,7 +17,7 @@ import StreamRing
 
 /// socket(2): the program's socket is the kernel's, always (WSD-C1).
 package func switchSocket(_ domain: Int32, _ type: Int32, _ proto: Int32) -> Int {
-    let result = ss_sys_socket(domain, type, proto)
+    let result = baseSocket(domain, type, proto)
     if result >= 0 {
         let fd = Int32(result)
         forgetStale(fd)
@@ -30,10 +30,10 @@ package func switchSocket(_ domain: Int32, _ type: Int32, _ proto: Int32) -> Int
 }
 
 /// bind(2) goes to TCP/IP and to nobody else (WSD-C3).
-package func switchBind(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int { ss_sys_bind(fd, address, length) }
+package func switchBind(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int { baseBind(fd, address, length) }
 
 package func switchListen(_ fd: Int32, _ backlog: Int32) -> Int {
-    let result = ss_sys_listen(fd, backlog)
+    let result = baseListen(fd, backlog)
     if result == 0, let index = socketIndex(fd) { listenWithCompanion(fd, index, backlog) }
     return result
 }
@@ -58,17 +58,17 @@ package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: 
 }
 
 package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?, _ flags: Int32) -> Int {
-    guard let listener = socketIndex(fd) else { return ss_sys_accept4(fd, address, length, flags) }
+    guard let listener = socketIndex(fd) else { return baseAccept(fd, address, length, flags) }
     var storage = InlineArray<128, UInt8>(repeating: 0)
     let peer = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &storage) { $0 })
     var peerLength: UInt32 = 128
-    let accepted = ss_sys_accept4(fd, peer, &peerLength, flags)
+    let accepted = baseAccept(fd, peer, &peerLength, flags)
     if accepted < 0 { return accepted }
     let new = Int32(accepted)
     if let address {
         // The kernel, too, looks at the length only now, and loses the connection over a bad one.
         guard let length, length.pointee <= UInt32(Int32.max) else {
-            _ = ss_sys_close(new)
+            _ = baseClose(new)
             return -Int(length == nil ? EFAULT : EINVAL)
         }
         memcpy(address, peer, Int(min(length.pointee, peerLength)))
@@ -247,18 +247,18 @@ package func switchShutdown(_ fd: Int32, _ how: Int32) -> Int {
 // is the kernel's socket, and nothing of the companion shows (WSD-C12).
 
 package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?) -> Int {
-    ownOr(fd) { ss_sys_getsockopt(fd, level, name, value, length) }
+    ownOr(fd) { baseGetOption(fd, level, name, value, length) }
 }
 
 package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Int {
-    guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_setsockopt(fd, level, name, value, length) } }
+    guard let index = socketIndex(fd) else { return ownOr(fd) { baseSetOption(fd, level, name, value, length) } }
     let session = sessionOf(index)
     if needsTCP(level, name) {
         session.slot.flags.setBits(Slot.Flags.tcpOnly)
         session.slot.reason.store(Reason.unsupportedOption.rawValue)
         session.maintain(fd)
     }
-    let result = ss_sys_setsockopt(fd, level, name, value, length)
+    let result = baseSetOption(fd, level, name, value, length)
     if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
     return result
 }
@@ -286,6 +286,7 @@ package func switchFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -
     return result
 }
 
+/// Requests are the kernel's own numbers, which WSPIoctl could take for its codes: a direct system call (WSD-S3).
 package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMutableRawPointer?) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_ioctl(fd, request, argument) } }
     let session = sessionOf(index)

@@ -40,6 +40,9 @@ package struct PrivateState {
     /// Provider entries (`Providers.swift`) and what the event words last said.
     package var providers: UnsafeMutablePointer<ProviderEntry>?
     package var providerCount: Int32
+    /// Changes of the machine's addresses so far, and when TCP/IP was last asked (monotonic nanoseconds).
+    package var addressChanges: UInt64
+    package var lastAddressCheck: UInt64
     /// Not nil: the one SAN provider to start, instead of the built-in ones (tests).
     package var onlyProvider: LPWSPSTARTUPEX?
     /// Descriptors at and above it were never tracked.

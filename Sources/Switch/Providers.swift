@@ -17,6 +17,8 @@ package struct ProviderEntry {
     /// Monotonic nanoseconds of the last question whether the addresses changed.
     package var lastAddressCheck: UInt64 = 0
     package var addressesKnown = false
+    /// `PrivateState.addressChanges` when the list was read.
+    package var addressChanges: UInt64 = 0
     /// The provider's socket that address questions are asked on; 0 = not made yet.
     package var addressSocket: UInt = 0
 }
@@ -98,13 +100,7 @@ package func addProvider(_ startup: LPWSPSTARTUPEX) -> Bool {
     guard let entries = state.pointee.providers, index < SwitchMemory.maximumProviders else { return false }
     let entry = entries + index
     entry.initialize(to: ProviderEntry())
-    var tcp = WSAPROTOCOL_INFO()
-    tcp.iVersion = Int32(SOCKSWITCH_SPI_VERSION)
-    tcp.iAddressFamily = AF_INET
-    tcp.iSocketType = 1
-    tcp.iProtocol = 6
-    tcp.dwCatalogEntryId = 1
-    tcp.dwServiceFlags1 = UInt32(XP1_GUARANTEED_DELIVERY | XP1_GUARANTEED_ORDER | XP1_GRACEFUL_CLOSE)
+    var tcp = baseProviderInfo()
     var calls = WSPUPCALLTABLE()
     calls.lpWPUCreateSocketHandle = createSocketHandle
     calls.lpWPUQuerySocketHandleContext = querySocketHandleContext
@@ -245,6 +241,16 @@ private func isMappedIPv4(_ address: CompactAddress) -> Bool {
     return address.bytes.load(fromByteOffset: 10, as: UInt16.self) == 0xFFFF
 }
 
+/// How often the machine's addresses have changed, as far as TCP/IP has told (WSD-I6).
+private func addressChanges(_ now: UInt64) -> UInt64 {
+    let state = privateState
+    if now &- state.pointee.lastAddressCheck >= 1_000_000 {
+        state.pointee.lastAddressCheck = now
+        if baseAddressesChanged() { state.pointee.addressChanges &+= 1 }
+    }
+    return state.pointee.addressChanges
+}
+
 /// Asks a provider for its addresses, on a socket made for that purpose (WSD-I5), at first and whenever they changed
 /// (WSD-I6).
 private func refreshAddresses(_ entry: UnsafeMutablePointer<ProviderEntry>) {
@@ -252,10 +258,14 @@ private func refreshAddresses(_ entry: UnsafeMutablePointer<ProviderEntry>) {
     if entry.pointee.addressesKnown, now &- entry.pointee.lastAddressCheck < 1_000_000 { return }
     entry.pointee.lastAddressCheck = now
     guard let make = entry.pointee.table.calls.lpWSPSocket, let close = entry.pointee.table.calls.lpWSPCloseSocket else { return }
+    // Asked of both: TCP/IP sees the interfaces, the provider alone knows what else its network depends on.
+    let changes = addressChanges(now)
     if entry.pointee.addressesKnown, entry.pointee.addressSocket != 0 {
         var dummy: UInt64 = 0
-        if entry.ioctl(entry.pointee.addressSocket, UInt32(SIO_ADDRESS_LIST_CHANGE), output: &dummy, size: 8) != 0 { return }
+        let changed = entry.ioctl(entry.pointee.addressSocket, UInt32(SIO_ADDRESS_LIST_CHANGE), output: &dummy, size: 8) == 0
+        if !changed, changes == entry.pointee.addressChanges { return }
     }
+    entry.pointee.addressChanges = changes
     var error: Int32 = 0
     if entry.pointee.addressSocket == 0 {
         let made = make(AF_INET, 1, 6, &entry.pointee.table.info, 0, 0, &error)

@@ -11,6 +11,7 @@ import StreamRing
 /// stream sockets pays nothing. The strings must live for ever.
 package func switchStart(service: UnsafePointer<CChar>?, policy: UnsafePointer<CChar>?, wait: UnsafePointer<CChar>?, upgrade: UnsafePointer<CChar>?) {
     let state = privateState
+    startBaseProvider()
     state.pointee.servicePath = service
     state.pointee.enabled = service != nil
     state.pointee.neverSpin = startsWith(wait, "never")

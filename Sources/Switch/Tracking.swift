@@ -89,9 +89,9 @@ func makeAnew(_ fd: Int32, _ index: Int) {
     let flags = sessionOf(index).slot.flags.load()
     var before = linger()
     var length = UInt32(MemoryLayout<linger>.size)
-    _ = ss_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &before, &length)
+    _ = baseGetOption(fd, SOL_SOCKET, SO_LINGER, &before, &length)
     dropEntry(fd)
-    _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &before, length)
+    _ = baseSetOption(fd, SOL_SOCKET, SO_LINGER, &before, length)
     let new = track(fd, kind: Slot.Kind.fresh, nonBlocking: flags & Slot.Flags.nonBlocking != 0)
     if new != 0 { sessionOf(new).connection.pointee.options = options }
 }
@@ -121,7 +121,7 @@ package func switchClose(_ fd: Int32) -> Int {
     if entryKind(entry) == DescriptorKind.own { return -Int(EBADF) }
     if privateState.pointee.arena != nil, isForeignChild() { return ss_sys_close(fd) }
     dropEntry(fd)
-    return ss_sys_close(fd)
+    return entryKind(entry) == DescriptorKind.socket ? baseClose(fd) : ss_sys_close(fd)
 }
 
 /// Ends what the descriptor means to us; the kernel's close comes after.
@@ -206,7 +206,7 @@ func endRetiredListener(_ index: Int) {
 
 private func resetOnClose(_ fd: Int32) {
     var value = linger(l_onoff: 1, l_linger: 0)
-    _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, UInt32(MemoryLayout<linger>.size))
+    _ = baseSetOption(fd, SOL_SOCKET, SO_LINGER, &value, UInt32(MemoryLayout<linger>.size))
 }
 
 /// Takes the pending list's lock; false: this thread has it already (also as a signal handler that interrupted its

@@ -166,6 +166,46 @@ private let stream = Int32(SOCK_STREAM.rawValue)
         }
     }
 
+    /// Needs a network of its own, which root can make.
+    @Test("WSD-I6: a change that TCP/IP sees makes the switch ask every provider again", .enabled(if: geteuid() == 0))
+    func addressChangeSeenByTCP() async {
+        await #expect(processExitsWith: .success) {
+            guard unshare(Int32(CLONE_NEWNET)) == 0 else { return }
+            func set(_ interface: String, _ request: UInt, _ fill: (UnsafeMutableRawPointer) -> Void) {
+                let fd = socket(AF_INET, Int32(SOCK_DGRAM.rawValue), 0)
+                var ifreq = [UInt8](repeating: 0, count: 40)
+                ifreq.replaceSubrange(0..<interface.utf8.count, with: interface.utf8)
+                ifreq.withUnsafeMutableBytes {
+                    fill($0.baseAddress! + 16)
+                    expect(ss_sys_ioctl(fd, request, $0.baseAddress), is: 0, interface)
+                }
+                close(fd)
+            }
+            set("lo", 0x8914 /* SIOCSIFFLAGS */) { $0.storeBytes(of: 0x41 /* IFF_UP | IFF_RUNNING */, as: UInt16.self) }
+            Scene.begin()
+            let recorder = Scene.recorder
+            recorder.addresses = [("10.99.0.1", 16)]
+            let before = try Scene()
+            expect(before.reason(before.client), is: .noProvider)
+            before.close()
+            letAddressesAge()
+            let still = try Scene()
+            still.close()
+            expect(recorder.count("SIO_ADDRESS_LIST_QUERY"), is: 1)
+            recorder.addresses = [("10.99.0.1", 16), ("127.0.0.1", 8)]
+            set("lo:1", 0x8916 /* SIOCSIFADDR */) { address in
+                SocketName("10.99.0.1", 0).withBytes { name, length in _ = memcpy(address, name, Int(length)) }
+            }
+            letAddressesAge()
+            let after = try Scene()
+            expect(recorder.count("SIO_ADDRESS_LIST_QUERY"), is: 2)
+            expect(after.talk(20))
+            expect(after.isFullyOnCompanion)
+            after.close()
+            expect(recorder.violations, is: [])
+        }
+    }
+
     @Test("Options that only the kernel can honour keep the socket from any provider")
     func optionsForTCP() async {
         await #expect(processExitsWith: .success) {

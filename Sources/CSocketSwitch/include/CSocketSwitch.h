@@ -263,6 +263,10 @@ static inline void *ss_refusals_address(void) { return ss_refusals; }
 #define SS_PROVIDER_STATE_BYTES 4096
 extern unsigned char ss_provider_state[SS_PROVIDER_STATE_BYTES] __attribute__((aligned(64), swift_attr("nonisolated(unsafe)")));
 
+/// The TCP/IP provider's WSPPROC_TABLE: see Switch/BaseProvider.swift.
+extern WSPPROC_TABLE ss_base_provider __attribute__((swift_attr("nonisolated(unsafe)")));
+
+static inline WSPPROC_TABLE *ss_base_provider_address(void) { return &ss_base_provider; }
 static inline void *ss_provider_state_address(void) { return ss_provider_state; }
 static inline void *ss_private_state_address(void) { return ss_private_state; }
 static inline uint32_t ss_descriptor_load(uint32_t fd) { return __atomic_load_n(&ss_descriptor_table[fd], __ATOMIC_ACQUIRE); }
