@@ -159,8 +159,8 @@ class Bench:
             before = cpu_of(server.pid)
             share = None
             while way.startswith("switched") and client.poll() is None and share is None:
-                # One look is enough, and looking costs CPU time: not before the connections have moved.
-                time.sleep(0.3)
+                # One good look is enough, and looking costs CPU time.
+                time.sleep(0.1)
                 try:
                     share = self.check_companions(port, clients)
                 except Failure as failure:
@@ -211,7 +211,8 @@ def suite(quick):
 
     def redis(clients, pipeline, value_bytes, fast, normal):
         return lambda bench, way, place: bench.redis_run(
-            way, place, max(20000, (fast if way == "switched" else normal) // (1 if not quick else 4)), clients, pipeline, value_bytes)
+            way, place, {"switched": fast, "switched-never": 3 * normal}.get(way, normal) // (4 if quick else 1), clients, pipeline,
+            value_bytes)
     every = WAYS
     no_spin = [way for way in WAYS if way != "tcp-spin"]
     return [

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -179,6 +180,35 @@ def kernel_counters(port):
                 if match:
                     found[-1][key] = int(match.group(1))
     return found
+
+
+class ServiceConnection:
+    """Commands to the service as `sockswitch` sends them (Sources/Rendezvous/Messages.swift), many a second: one packet of
+    128 bytes there, packets of text and a last one of 128 bytes back."""
+
+    MAGIC, TOOL, TOOL_END = 0x53535701, 8, 9
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(20)
+        self.socket.connect(path)
+
+    def ask(self, command):
+        self.socket.send(struct.pack("=II64x56s", self.MAGIC, self.TOOL, command.encode()))
+        answer = b""
+        while True:
+            packet = self.socket.recv(1 << 17)
+            if not packet:
+                raise AssertionError(f"the service ended the connection at {command}")
+            if len(packet) == 128 and struct.unpack_from("=II", packet) == (self.MAGIC, self.TOOL_END):
+                return answer
+            answer += packet
+
+    def sockets(self):
+        return json.loads(self.ask("ps"))["sockets"]
+
+    def close(self):
+        self.socket.close()
 
 
 class Deadline(Exception):

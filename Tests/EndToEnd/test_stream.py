@@ -2,10 +2,12 @@
 import json
 import os
 import random
-import sys
-import threading
+import time
 
-from harness import Case, free_port, kernel_counters, note, settings, tool
+from harness import Case, ServiceConnection, free_port, kernel_counters, note, settings, tool
+
+
+EAGER = {"environment": {"SOCKSWITCH_UPGRADE": "eager"}}
 
 
 class Stream(Case):
@@ -40,29 +42,35 @@ class Stream(Case):
         note(f"{result['connections']} connections, {result['bytesChecked'] >> 20} MiB checked at the client")
 
     def watch(self, toggling):
-        """Asks `ps` (and toggles off and on) until the client ends; the number of carrier changes seen."""
+        """Asks `ps` (and switches off and on all the time) until the client ends; the carrier changes and the bytes over
+        companions that were seen. What happened to a connection after the last look at it is not counted."""
         changes, companion = {}, {}
         rng = random.Random(settings.seed)
-        off = False
+        service = ServiceConnection(self.service)
         try:
+            off = False
+            next_look = 0.0
             while self.client.running():
-                for entry in self.connections(self.port):
-                    key = (entry["local"], entry["peer"])
-                    changes[key] = max(changes.get(key, 0), entry["carrierChanges"])
-                    companion[key] = entry["bytes"]["companionSent"] + entry["bytes"]["companionReceived"]
-                if toggling and self.client.running():
-                    for _ in range(rng.randrange(1, 6)):
-                        off = not off
-                        self.turn("off" if off else "on")
-                        self.client.process.poll()
-                        threading.Event().wait(rng.random() * 0.01)
+                if time.monotonic() >= next_look:
+                    for entry in service.sockets():
+                        if entry["kind"] not in ("connected", "accepted"):
+                            continue
+                        key = (entry["local"], entry["peer"])
+                        changes[key] = max(changes.get(key, 0), entry["carrierChanges"])
+                        companion[key] = entry["bytes"]["companionSent"] + entry["bytes"]["companionReceived"]
+                    next_look = time.monotonic() + 0.02
+                if toggling:
+                    off = not off
+                    service.ask("off" if off else "on")
+                # Any moment will do; off is mostly short, so that the connections come back to their companions.
+                time.sleep(rng.random() ** 3 * (0.004 if off else 0.02) if toggling else 0.02)
+            service.ask("on")
         finally:
-            if off:
-                self.turn("on")
+            service.close()
         return sum(changes.values()), sum(companion.values())
 
     def test_checked_on_companions(self):
-        self.start_pair(environment={"SOCKSWITCH_UPGRADE": "eager"})
+        self.start_pair(**EAGER)
         if not settings.plain:
             changes, companion = self.watch(False)
             self.assertGreater(companion, 1_000_000, "no bytes over companions were seen")
@@ -70,7 +78,7 @@ class Stream(Case):
         self.finish()
 
     def test_carrier_changes(self):
-        self.start_pair("--connections", "4", "--maximum-bytes", str(256 << 20))
+        self.start_pair("--connections", "4", "--minimum-bytes", str(4 << 20), "--maximum-bytes", str(256 << 20), **EAGER)
         if not settings.plain:
             changes, companion = self.watch(True)
             note(f"{changes} carrier changes seen")
@@ -79,7 +87,7 @@ class Stream(Case):
         self.finish()
 
     def test_carrier_changes_request_and_answer(self):
-        self.start_pair("--only", "lockstep", "--maximum-bytes", str(1 << 30))
+        self.start_pair("--only", "lockstep", "--minimum-bytes", str(32 << 20), "--maximum-bytes", str(1 << 30), **EAGER)
         if not settings.plain:
             changes, _ = self.watch(True)
             note(f"{changes} carrier changes seen")
@@ -87,7 +95,7 @@ class Stream(Case):
         self.finish()
 
     def test_carrier_changes_forked(self):
-        self.start_pair("--only", "forked", "--maximum-bytes", str(256 << 20))
+        self.start_pair("--only", "forked", "--minimum-bytes", str(4 << 20), "--maximum-bytes", str(256 << 20), **EAGER)
         if not settings.plain:
             changes, _ = self.watch(True)
             note(f"{changes} carrier changes seen")

@@ -51,7 +51,7 @@ struct Plan: CustomStringConvertible {
     let senders: Int
     let receivers: Int
 
-    init(seed: UInt64, index: UInt64, maximumBytes: Int, only: String?) {
+    init(seed: UInt64, index: UInt64, minimumBytes: Int, maximumBytes: Int, only: String?) {
         self.seed = seed
         self.index = index
         var random = Random(seed: Random.mix(seed ^ Random.mix(index)))
@@ -72,8 +72,9 @@ struct Plan: CustomStringConvertible {
         client = end(&random)
         server = end(&random)
         let ceiling = kind == .stream ? maximumBytes : max(1, maximumBytes / 8)
-        toServer = random.size(upTo: ceiling)
-        toClient = random.chance(1, in: 16) ? 0 : random.size(upTo: ceiling)
+        let floor = min(minimumBytes, ceiling)
+        toServer = max(floor, random.size(upTo: ceiling))
+        toClient = max(floor, random.chance(1, in: 16) ? 0 : random.size(upTo: ceiling))
         rests = random.chance(1, in: 3)
         senders = 2 + random.below(4)
         receivers = 1 + random.below(3)

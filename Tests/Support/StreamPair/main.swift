@@ -5,8 +5,9 @@
 //     StreamPair client --port P [options]            prints one line of JSON at the end
 //     StreamPair both [options]                       both ends in this process
 //
-// Options: --seed S  --seconds N  --connections N (at a time)  --maximum-bytes N (a direction)  --count N (connections in
-// all)  --first N (number of the first connection)  --only KIND|LAYOUT|WAITING,… (31 bytes)  --stall N (seconds without progress that are a failure)  --address A  --keep-server
+// Options: --seed S  --seconds N  --connections N (at a time)  --minimum-bytes N
+// --maximum-bytes N (a direction)  --count N (connections in
+// all)  --first N (number of the first connection)  --only KIND|LAYOUT|WAITING,… (87 bytes)  --stall N (seconds without progress that are a failure)  --address A  --keep-server
 
 import CProgramSupport
 import Glibc
@@ -17,6 +18,7 @@ struct Options {
     var seed: UInt64 = 0
     var seconds = 5.0
     var connections = 3
+    var minimumBytes = 0
     var maximumBytes = 64 << 20
     var count = Int.max
     var first = 0
@@ -53,6 +55,7 @@ func parse() -> (role: String, options: Options) {
         case "--seconds": options.seconds = Double(value) ?? 5
         case "--connections": options.connections = Int(value) ?? 3
         case "--maximum-bytes": options.maximumBytes = Int(value) ?? 64 << 20
+        case "--minimum-bytes": options.minimumBytes = Int(value) ?? 0
         case "--count": options.count = Int(value) ?? Int.max
         case "--first": options.first = Int(value) ?? 0
         case "--only": options.only = value
@@ -75,7 +78,7 @@ func now() -> Double {
 struct Header {
     static let magic: UInt64 = 0x5354_5245_414D_5052
     static let stop = UInt64.max
-    var words: (UInt64, UInt64, UInt64, UInt64)
+    static let bytes = 128
 }
 
 func socketAddress(_ options: Options) -> (sockaddr_storage, socklen_t, Int32) {
@@ -156,11 +159,11 @@ final class OpenPlans: @unchecked Sendable {
 }
 func describeActive() { openPlans.report() }
 
-func readHeader(_ descriptor: Int32) -> (seed: UInt64, index: UInt64, maximumBytes: Int, only: String?)? {
-    var bytes = [UInt8](repeating: 0, count: 64)
+func readHeader(_ descriptor: Int32) -> (seed: UInt64, index: UInt64, minimumBytes: Int, maximumBytes: Int, only: String?)? {
+    var bytes = [UInt8](repeating: 0, count: Header.bytes)
     var done = 0
-    while done < 64 {
-        let result = bytes.withUnsafeMutableBytes { read(descriptor, $0.baseAddress! + done, 64 - done) }
+    while done < Header.bytes {
+        let result = bytes.withUnsafeMutableBytes { read(descriptor, $0.baseAddress! + done, Header.bytes - done) }
         if result < 0 { fail(failure("read of the header", errno)) }
         if result == 0 {
             if done == 0 { return nil }
@@ -170,24 +173,26 @@ func readHeader(_ descriptor: Int32) -> (seed: UInt64, index: UInt64, maximumByt
     }
     return bytes.withUnsafeBytes { raw in
         if raw.load(as: UInt64.self) != Header.magic { fail("wrong header") }
-        let text = String(decoding: raw[32..<64].prefix { $0 != 0 }, as: UTF8.self)
+        let text = String(decoding: raw[40..<Header.bytes].prefix { $0 != 0 }, as: UTF8.self)
         return (
             raw.load(fromByteOffset: 8, as: UInt64.self), raw.load(fromByteOffset: 16, as: UInt64.self),
-            Int(raw.load(fromByteOffset: 24, as: UInt64.self)), text.isEmpty ? nil : text
+            Int(raw.load(fromByteOffset: 24, as: UInt64.self)), Int(raw.load(fromByteOffset: 32, as: UInt64.self)),
+            text.isEmpty ? nil : text
         )
     }
 }
 
 func writeHeader(_ descriptor: Int32, seed: UInt64, index: UInt64, _ options: Options) {
-    var bytes = [UInt8](repeating: 0, count: 64)
+    var bytes = [UInt8](repeating: 0, count: Header.bytes)
     bytes.withUnsafeMutableBytes {
         $0.storeBytes(of: Header.magic, as: UInt64.self)
         $0.storeBytes(of: seed, toByteOffset: 8, as: UInt64.self)
         $0.storeBytes(of: index, toByteOffset: 16, as: UInt64.self)
-        $0.storeBytes(of: UInt64(options.maximumBytes), toByteOffset: 24, as: UInt64.self)
-        for (place, byte) in (options.only ?? "").utf8.prefix(31).enumerated() { $0[32 + place] = byte }
+        $0.storeBytes(of: UInt64(options.minimumBytes), toByteOffset: 24, as: UInt64.self)
+        $0.storeBytes(of: UInt64(options.maximumBytes), toByteOffset: 32, as: UInt64.self)
+        for (place, byte) in (options.only ?? "").utf8.prefix(Header.bytes - 41).enumerated() { $0[40 + place] = byte }
     }
-    if write(descriptor, bytes, 64) != 64 { fail(failure("write of the header", errno)) }
+    if write(descriptor, bytes, Header.bytes) != Header.bytes { fail(failure("write of the header", errno)) }
 }
 
 func runSession(_ descriptor: Int32, _ plan: Plan, isClient: Bool) {
@@ -225,7 +230,9 @@ func serve(_ descriptor: Int32) {
             close(connection)
             return
         }
-        let plan = Plan(seed: header.seed, index: header.index, maximumBytes: header.maximumBytes, only: header.only)
+        let plan = Plan(
+            seed: header.seed, index: header.index, minimumBytes: header.minimumBytes, maximumBytes: header.maximumBytes,
+            only: header.only)
         let thread = startThread { runSession(connection, plan, isClient: false) }
         pthread_detach(thread)
     }
@@ -241,7 +248,8 @@ func runClient(_ options: Options) {
                 let index = next.add(1, ordering: .relaxed).oldValue
                 if index - options.first >= options.count { return }
                 let plan = Plan(
-                    seed: options.seed, index: UInt64(index), maximumBytes: options.maximumBytes, only: options.only)
+                    seed: options.seed, index: UInt64(index), minimumBytes: options.minimumBytes,
+                    maximumBytes: options.maximumBytes, only: options.only)
                 active.add(1, ordering: .relaxed)
                 let descriptor = connect(options)
                 writeHeader(descriptor, seed: options.seed, index: UInt64(index), options)
