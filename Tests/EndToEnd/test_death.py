@@ -12,8 +12,10 @@ ENDS = ("eof", "reset", "pipe")
 
 
 class SuddenDeath(Case):
-    limit = 180
     service_killed = True
+
+    def time_limit(self):
+        return 120 + settings.death_rounds * 6
 
     def start_server(self):
         self.port = free_port()
