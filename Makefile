@@ -9,7 +9,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 SWIFT ?= swift
 RELEASE := .build/release
-SUITES := ControlPlaneTests ServiceCoreTests SocketTableTests ServiceProvidersTests SessionTests SwitchTests InterposerTests
 
 .PHONY: all demo test build bench deps unit-test thread-test end-to-end guests rules clean
 
@@ -37,12 +36,7 @@ test: build unit-test thread-test end-to-end guests rules
 
 unit-test: deps
 	@echo "== unit tests (debug)"
-	$(SWIFT) build --build-tests
-	@# Providers and switch have one state a process, so each suite gets a process of its own.
-	@for suite in $(SUITES); do \
-	    echo "-- $$suite"; \
-	    timeout 900 $(SWIFT) test --skip-build --no-parallel --filter "^$$suite\\." || exit 1; \
-	done
+	$(SWIFT) test
 
 thread-test: deps
 	@echo "== the session under thread sanitizer"

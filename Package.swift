@@ -80,16 +80,21 @@ let package = Package(
             name: "ForkGuest", dependencies: ["Switch", "Session", "SocketTable", "CSocketSwitch"], path: "Tests/Support/ForkGuest",
             swiftSettings: swift6),
 
+        // A trait for suites that share the state of their process with nobody.
+        .target(name: "OwnProcess", path: "Tests/Support/OwnProcess", swiftSettings: swift6),
+
         .testTarget(name: "ControlPlaneTests", dependencies: ["ControlPlane"], swiftSettings: swift6),
-        .testTarget(name: "ServiceCoreTests", dependencies: ["ServiceCore", "ControlPlane"], swiftSettings: swift6),
+        .testTarget(name: "ServiceCoreTests", dependencies: ["OwnProcess", "ServiceCore", "ControlPlane"], swiftSettings: swift6),
         .testTarget(
             name: "ServiceProvidersTests",
-            dependencies: ["ServiceProviders", "Session", "SocketTable", "Rendezvous", "StreamRing", "CSocketSwitch"],
+            dependencies: ["OwnProcess", "ServiceProviders", "Session", "SocketTable", "Rendezvous", "StreamRing", "CSocketSwitch"],
             swiftSettings: swift6),
         .testTarget(name: "InterposerTests", swiftSettings: swift6),
         .testTarget(
             name: "SwitchTests",
-            dependencies: ["Switch", "ServiceProviders", "Session", "SocketTable", "StreamRing", "Rendezvous", "CSocketSwitch"],
+            dependencies: [
+                "OwnProcess", "Switch", "ServiceProviders", "Session", "SocketTable", "StreamRing", "Rendezvous", "CSocketSwitch",
+            ],
             swiftSettings: swift6),
         .target(
             name: "SessionTestSupport", dependencies: ["ServiceProviders", "Session", "SocketTable", "CSocketSwitch"],
@@ -97,10 +102,11 @@ let package = Package(
         .executableTarget(
             name: "SessionForkHelper", dependencies: ["SessionTestSupport"], path: "Tests/Support/SessionForkHelper",
             swiftSettings: swift6),
-        .testTarget(name: "SocketTableTests", dependencies: ["SocketTable", "StreamRing", "CSocketSwitch"], swiftSettings: swift6),
+        .testTarget(
+            name: "SocketTableTests", dependencies: ["OwnProcess", "SocketTable", "StreamRing", "CSocketSwitch"], swiftSettings: swift6),
         .testTarget(
             name: "SessionTests",
-            dependencies: ["SessionTestSupport", "SessionForkHelper", "Session", "SocketTable", "CSocketSwitch"],
+            dependencies: ["OwnProcess", "SessionTestSupport", "SessionForkHelper", "Session", "SocketTable", "CSocketSwitch"],
             swiftSettings: swift6),
     ]
 )

@@ -99,18 +99,26 @@ func listenWithCompanion(_ fd: Int32, _ index: Int, _ backlog: Int32) {
     if locked { unlockPending() }
 }
 
-/// The program's connect has succeeded or is under way (WSD-N1): the companion is made now and connects when the
-/// connection has proved worth it.
-func connectWithCompanion(_ fd: Int32, _ index: Int) {
+/// The program's connect has succeeded or is under way: whether a provider serves the connection is decided now (WSD-C4,
+/// N1). Its companion is made when the connection has proved worth it, just before WSPConnect: a connection that carries
+/// one request costs neither a companion nor the system call that tells its local address.
+func chooseCarrier(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     session.slot.kind.store(Slot.Kind.connected)
-    if session.has(Slot.Flags.tcpOnly) { return }
-    session.slot.reason.store(Reason.notWorthItYet.rawValue)
-    guard policyAllows(session.slot.peerAddress) else { return keepOnTCP(index, .policy) }
-    guard recordLocalAddress(fd, session.slot) else { return keepOnTCP(index, .noProvider) }
-    guard let entry = providerServing(session.slot.peerAddress, asListener: false) else { return keepOnTCP(index, .noProvider) }
-    if session.connection.pointee.companion != 0 { closeCompanion(index) }
-    _ = makeCompanion(index, entry)
+    // It may have been connected elsewhere before.
+    session.slot.localAddress.family = 0
+    if session.has(Slot.Flags.tcpOnly) {
+        // The reason stands already.
+    } else if !policyAllows(session.slot.peerAddress) {
+        keepOnTCP(index, .policy)
+    } else if providerServing(session.slot.peerAddress, asListener: false) == nil {
+        keepOnTCP(index, .noProvider)
+    } else {
+        session.slot.reason.store(Reason.notWorthItYet.rawValue)
+        return
+    }
+    // Nobody asks later, and `ps` shows it.
+    _ = recordLocalAddress(fd, session.slot)
 }
 
 /// No companion for this socket, ever.
@@ -174,6 +182,7 @@ private func announce(_ fd: Int32, _ index: Int) {
         slot.nextAttempt.store(now &+ 100_000_000)
         return
     }
+    if slot.localAddress.family == 0, !recordLocalAddress(fd, slot) { return keepOnTCP(index, .noProvider) }
     guard lockPending() else { return }
     defer { unlockPending() }
     slot.nextAttempt.store(now &+ retryNanoseconds(slot.attempts.add(1)))

@@ -50,10 +50,8 @@ package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: 
     }
     // A later call on a connected socket changes nothing (WSD-N5).
     if session.isDual || session.connection.pointee.companionPhase > CompanionPhase.bound { return result }
-    // The answer to a non-blocking connect that was asked for earlier.
-    if result == 0, session.slot.kind.load() == Slot.Kind.connected, session.connection.pointee.companion != 0 { return result }
     guard session.slot.peerAddress.set(address, length: Int(length)) else { return result }
-    connectWithCompanion(fd, index)
+    chooseCarrier(fd, index)
     return result
 }
 
@@ -81,11 +79,8 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     let session = sessionOf(index)
     session.slot.peerAddress.set(peer, length: Int(peerLength))
     session.slot.reason.store(Reason.notWorthItYet.rawValue)
-    if listening.slot.localAddress.isWildcard {
-        _ = recordLocalAddress(new, session.slot)
-    } else {
-        memcpy(session.slot.localAddress.base, listening.slot.localAddress.base, 32)
-    }
+    // The address behind a wildcard is asked for when somebody needs it: see `announce`.
+    if !listening.slot.localAddress.isWildcard { memcpy(session.slot.localAddress.base, listening.slot.localAddress.base, 32) }
     _ = dependents(listener).add(1)
     session.connection.pointee.listener = Int32(listener)
     session.connection.pointee.listenerGeneration = listening.slot.generation.load()

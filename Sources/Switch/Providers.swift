@@ -241,10 +241,14 @@ private func isMappedIPv4(_ address: CompactAddress) -> Bool {
     return address.bytes.load(fromByteOffset: 10, as: UInt16.self) == 0xFFFF
 }
 
+/// For so long an address list is believed: the question whether it changed costs system calls, which a program that
+/// connects thousands of times a second would notice. What an old list misses stays on TCP.
+private let addressesAgeNanoseconds: UInt64 = 10_000_000
+
 /// How often the machine's addresses have changed, as far as TCP/IP has told (WSD-I6).
 private func addressChanges(_ now: UInt64) -> UInt64 {
     let state = privateState
-    if now &- state.pointee.lastAddressCheck >= 1_000_000 {
+    if now &- state.pointee.lastAddressCheck >= addressesAgeNanoseconds {
         state.pointee.lastAddressCheck = now
         if baseAddressesChanged() { state.pointee.addressChanges &+= 1 }
     }
@@ -255,7 +259,7 @@ private func addressChanges(_ now: UInt64) -> UInt64 {
 /// (WSD-I6).
 private func refreshAddresses(_ entry: UnsafeMutablePointer<ProviderEntry>) {
     let now = ss_monotonic_ns()
-    if entry.pointee.addressesKnown, now &- entry.pointee.lastAddressCheck < 1_000_000 { return }
+    if entry.pointee.addressesKnown, now &- entry.pointee.lastAddressCheck < addressesAgeNanoseconds { return }
     entry.pointee.lastAddressCheck = now
     guard let make = entry.pointee.table.calls.lpWSPSocket, let close = entry.pointee.table.calls.lpWSPCloseSocket else { return }
     // Asked of both: TCP/IP sees the interfaces, the provider alone knows what else its network depends on.

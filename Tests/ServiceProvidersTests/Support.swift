@@ -1,5 +1,6 @@
 import CSocketSwitch
 import Glibc
+import OwnProcess
 import Rendezvous
 import ServiceProviders
 import Session
@@ -8,7 +9,7 @@ import StreamRing
 import Testing
 
 /// The providers' state belongs to the process, so every test that touches it lies in this suite, one after the other.
-@Suite(.serialized) struct ServiceProviders {}
+@Suite(.ownProcess) struct ServiceProviders {}
 
 /// The switch's up-calls, counted.
 enum UpCalls {

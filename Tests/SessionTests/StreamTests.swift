@@ -1,11 +1,12 @@
 import CSocketSwitch
 import Glibc
+import OwnProcess
 import SessionTestSupport
 import SocketTable
 import Testing
 
 /// Everything here shares the process's "switched off" word and looks at global counts: one test at a time.
-@Suite("Session", .serialized) struct SessionTests {}
+@Suite("Session", .serialized, .ownProcess) struct SessionTests {}
 
 func environmentNumber(_ name: String) -> Double? { getenv(name).flatMap { Double(String(cString: $0)) } }
 

@@ -1,5 +1,6 @@
 import CSocketSwitch
 import Glibc
+import OwnProcess
 import SocketTable
 import StreamRing
 import Testing
@@ -29,7 +30,7 @@ private func end(_ pid: pid_t) {
     waitpid(pid, nil, 0)
 }
 
-@Suite("FamilyArena") struct FamilyArenaTests {
+@Suite("FamilyArena", .ownProcess) struct FamilyArenaTests {
     private let memory = Arena()
     private var arena: FamilyArena { memory.arena }
     private var own: UInt64 { UInt64(getpid()) }

@@ -1,5 +1,6 @@
 import CSocketSwitch
 import Glibc
+import OwnProcess
 import SocketTable
 import StreamRing
 import Testing
@@ -27,7 +28,7 @@ private func inThread(_ body: @escaping @Sendable () -> Void) -> pthread_t {
     return thread
 }
 
-@Suite("FamilyLock") struct FamilyLockTests {
+@Suite("FamilyLock", .ownProcess) struct FamilyLockTests {
     @Test("Taken, refused, given back")
     func plain() {
         let guarded = Guarded()

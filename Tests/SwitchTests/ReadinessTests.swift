@@ -1,4 +1,5 @@
 import CSocketSwitch
+import OwnProcess
 import Session
 import SocketTable
 import StreamRing
@@ -9,7 +10,7 @@ private let input = Interest.input, output = Interest.output, hangUp = Interest.
 private let edge = Interest.edgeTriggered, oneShot = Interest.oneShot
 
 /// Readiness of dual sockets is that of TCP sockets: level, edge, one-shot, poll, select, several threads.
-@Suite(.serialized)
+@Suite(.ownProcess)
 struct ReadinessTests {
     @Test func levelTriggered() {
         let pair = SocketPair.dual(), set = Epoll()

@@ -27,7 +27,7 @@ final class Scene {
     /// Options as (level, name, value) that are set before bind on the listener and before connect on the client.
     init(
         _ address: String = "127.0.0.1", connectTo: String? = nil, listenerOptions: [(Int32, Int32, Int32)] = [],
-        clientOptions: [(Int32, Int32, Int32)] = [], afterListen: () -> Void = {}, afterConnect: () -> Void = {}
+        clientOptions: [(Int32, Int32, Int32)] = [], afterListen: () -> Void = {}
     ) throws {
         listenName = SocketName(address, 0)
         let stream = Int32(SOCK_STREAM.rawValue)
@@ -44,7 +44,6 @@ final class Scene {
         try #require(client >= 0)
         for option in clientOptions { Scene.set(client, option) }
         expect(target.withBytes { switchConnect(client, $0, $1) }, is: 0)
-        afterConnect()
         server = Int32(switchAccept(listener, nil, nil, 0))
         try #require(server >= 0)
     }

@@ -22,6 +22,17 @@ private func upgradedScene() throws -> Scene {
     return scene
 }
 
+/// Makes `number`, which is free, the lowest free one. What else runs in the process (the testing library) may have closed
+/// a lower one meanwhile.
+private func makeLowestFree(_ number: Int32) {
+    while true {
+        let filled = Int32(ss_sys_fcntl(number - 1, F_DUPFD, 0))
+        if filled < number { continue }
+        _ = ss_sys_close(filled)
+        return
+    }
+}
+
 private func finish(_ scene: Scene, closing extra: [Int32] = []) {
     for fd in extra { _ = switchClose(fd) }
     for fd in [scene.client, scene.server, scene.listener] where kind(fd) == DescriptorKind.socket { _ = switchClose(fd) }
@@ -155,6 +166,7 @@ private func finish(_ scene: Scene, closing extra: [Int32] = []) {
             let index = socketIndex(scene.client)
             let companion = recorder.lastMade - 1
             _ = ss_sys_close(scene.client)
+            makeLowestFree(scene.client)
             let again = Int32(switchSocket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
             expect(again, is: scene.client)
             expect(recorder.count("WSPCloseSocket", of: companion), is: 1)
@@ -162,6 +174,7 @@ private func finish(_ scene: Scene, closing extra: [Int32] = []) {
             expect(index != nil)
             // By accept().
             _ = switchClose(again)
+            makeLowestFree(again)
             _ = ss_sys_close(scene.server)
             let client = Int32(switchSocket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
             if client != scene.server {
@@ -181,6 +194,7 @@ private func finish(_ scene: Scene, closing extra: [Int32] = []) {
             // By dup().
             let third = try upgradedScene()
             _ = ss_sys_close(third.client)
+            makeLowestFree(third.client)
             expect(switchDuplicate(third.listener), is: Int(third.client))
             expect(socketIndex(third.client), is: socketIndex(third.listener))
             expect(recorder.violations, is: [])
