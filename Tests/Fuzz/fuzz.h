@@ -1,0 +1,181 @@
+// What the parts of the fuzzer share. The rules of the comparison stand at the head of oracle.c.
+#pragma once
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/select.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+// The two worlds in which every step is taken: libc's own functions on TCP sockets that the switch never saw, and the
+// interposed ones.
+enum { NATIVE, SWITCHED, WORLDS };
+// The two ends of the connection: the one that connected and the one that was accepted.
+enum { CONNECTOR, ACCEPTOR, ENDS };
+enum { MAXIMUM_ACTORS = 4, MAXIMUM_ALIASES = 4, MAXIMUM_STEPS = 256, EXTRAS = 40, BUFFER_BYTES = 2 << 20 };
+
+#define CALLS(X)                                                                                                      \
+    X(ssize_t, read, (int, void *, size_t))                                                                           \
+    X(ssize_t, write, (int, const void *, size_t))                                                                    \
+    X(ssize_t, readv, (int, const struct iovec *, int))                                                               \
+    X(ssize_t, writev, (int, const struct iovec *, int))                                                              \
+    X(ssize_t, send, (int, const void *, size_t, int))                                                                \
+    X(ssize_t, recv, (int, void *, size_t, int))                                                                      \
+    X(ssize_t, sendto, (int, const void *, size_t, int, const struct sockaddr *, socklen_t))                          \
+    X(ssize_t, recvfrom, (int, void *, size_t, int, struct sockaddr *, socklen_t *))                                  \
+    X(ssize_t, sendmsg, (int, const struct msghdr *, int))                                                            \
+    X(ssize_t, recvmsg, (int, struct msghdr *, int))                                                                  \
+    X(int, sendmmsg, (int, struct mmsghdr *, unsigned, int))                                                          \
+    X(int, recvmmsg, (int, struct mmsghdr *, unsigned, int, struct timespec *))                                       \
+    X(ssize_t, sendfile, (int, int, off_t *, size_t))                                                                 \
+    X(ssize_t, splice, (int, off64_t *, int, off64_t *, size_t, unsigned))                                            \
+    X(int, socket, (int, int, int))                                                                                   \
+    X(int, bind, (int, const struct sockaddr *, socklen_t))                                                           \
+    X(int, listen, (int, int))                                                                                        \
+    X(int, accept, (int, struct sockaddr *, socklen_t *))                                                             \
+    X(int, connect, (int, const struct sockaddr *, socklen_t))                                                        \
+    X(int, shutdown, (int, int))                                                                                      \
+    X(int, close, (int))                                                                                              \
+    X(int, dup, (int))                                                                                                \
+    X(int, dup2, (int, int))                                                                                          \
+    X(int, fcntl, (int, int, ...))                                                                                    \
+    X(int, ioctl, (int, unsigned long, ...))                                                                          \
+    X(int, getsockopt, (int, int, int, void *, socklen_t *))                                                          \
+    X(int, setsockopt, (int, int, int, const void *, socklen_t))                                                      \
+    X(int, getsockname, (int, struct sockaddr *, socklen_t *))                                                        \
+    X(int, getpeername, (int, struct sockaddr *, socklen_t *))                                                        \
+    X(int, poll, (struct pollfd *, nfds_t, int))                                                                      \
+    X(int, ppoll, (struct pollfd *, nfds_t, const struct timespec *, const sigset_t *))                               \
+    X(int, select, (int, fd_set *, fd_set *, fd_set *, struct timeval *))                                             \
+    X(int, epoll_create1, (int))                                                                                      \
+    X(int, epoll_ctl, (int, int, int, struct epoll_event *))                                                          \
+    X(int, epoll_wait, (int, struct epoll_event *, int, int))
+
+struct calls {
+#define MEMBER(result, name, parameters) result(*name) parameters;
+    CALLS(MEMBER)
+#undef MEMBER
+};
+extern struct calls calls[WORLDS];
+
+enum operation {
+    SEND, WRITE, WRITEV, SENDTO, SENDMSG, SENDMMSG, SENDFILE,
+    RECV, READ, READV, RECVFROM, RECVMSG, RECVMMSG,
+    POLL, SELECT, EPOLL_CTL, EPOLL_WAIT,
+    SHUTDOWN, CLOSE, LINGER_CLOSE, DUP, NONBLOCK, SETSOCKOPT, GETSOCKOPT, IOCTL, NAMES, MISUSE,
+    TOGGLE, FORK, LEAVE,
+    OPERATIONS
+};
+
+enum memory { GOOD, NOTHING, UNMAPPED, READ_ONLY, HALF };
+
+// One call. Made from the seed alone, so that leaving out some steps does not change the others.
+struct step {
+    uint8_t operation, end, alias, actor, memory, waits, restarts, looks, pieces;
+    uint32_t size;
+    int32_t flags, a, b;
+};
+
+struct outcome {
+    int64_t value;
+    int32_t error, signals, extras;
+    int32_t extra[EXTRAS];
+    bool skipped, wrongBytes, isAmountFree, waited, onCompanion, carried;
+    uint64_t moved;
+};
+
+// What an end looks like from outside: the part that a program can see without changing anything.
+struct view {
+    int32_t open, events, queued, state;
+};
+
+struct end {
+    // Descriptors by process and alias; -1: none.
+    int descriptor[MAXIMUM_ACTORS][MAXIMUM_ALIASES];
+    uint64_t sent, received;
+    bool writeShut, readShut, over;
+    // Below this many bytes under way the amounts are TCP's to determine (see oracle.c); 0 once a buffer size was set.
+    uint32_t limit;
+};
+
+struct plan {
+    uint64_t seed;
+    bool twoProcesses, moveFirst, noDelay, inet6;
+    int count;
+    struct step steps[MAXIMUM_STEPS];
+};
+
+struct statistics {
+    uint64_t sequences, steps, skipped, dataCalls[ENDS], onCompanion[ENDS], splits, extraEdges;
+    uint64_t byOperation[OPERATIONS];
+};
+
+struct shared {
+    struct plan plan;
+    bool enabled[MAXIMUM_STEPS];
+    struct end ends[WORLDS][ENDS];
+    int epoll[WORLDS][ENDS];
+    struct outcome outcome[WORLDS];
+    struct view view;
+    bool alive[MAXIMUM_ACTORS];
+    pid_t pid[MAXIMUM_ACTORS];
+    int step, world;
+    uint64_t lastSign;
+    const char *phase;
+    bool toggled, differs, isError;
+    int failedStep;
+    char verdict[4096];
+    char results[MAXIMUM_STEPS][256];
+    struct statistics statistics;
+};
+extern struct shared *shared;
+
+struct options {
+    bool badPointers, urgent, splices, exactRestarts;
+    const char *service;
+};
+extern struct options options;
+
+// steps.c
+void make_plan(struct plan *, uint64_t seed);
+void describe(const struct step *, char *text, size_t size);
+const char *operation_name(int operation);
+
+// perform.c
+void prepare_memory(void);
+void install_handlers(void);
+void perform(const struct step *, int world, int actor, struct outcome *);
+void take_view(int world, int end, int actor, struct view *);
+bool drain(int world, int end, int actor);
+uint64_t kernel_written(int fd);
+int kernel_state(int fd);
+
+// oracle.c
+uint64_t under_way(int world, int sender);
+bool compare_outcomes(const struct step *, const struct outcome *native, const struct outcome *switched);
+bool views_agree(int end, const struct view *native, const struct view *switched, bool isLast);
+void differ(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// worlds.c
+void run_plan(void);
+int holder(int world, int end, int hint);
+void forget_end(int world, int end);
+void ask_service(const char *command);
+uint64_t now_us(void);

@@ -1,0 +1,155 @@
+// What must be equal, and what TCP itself leaves open.
+//
+// Every step is taken in the native world (libc's functions, kernel TCP), then in the switched one. Before the next step
+// both have settled: what was sent has arrived, ends and resets too. Then everything is determined and must be equal:
+// result, errno, SIGPIPEs, bytes (each byte is a function of its direction and position), bytes beyond the result
+// (untouched), what message headers say, readiness, FIONREAD, the kernel's state of the TCP socket. Except:
+//
+//  1. How much a call takes while much is under way. Below `limit` bytes under way (16 KiB, half of the smallest ring;
+//     256 once a buffer size was set) amounts are TCP's to determine and equal. Above, a non-blocking or interrupted send
+//     may take any part; taking nothing (EAGAIN) where TCP takes something is allowed if a ring's worth is under way, but
+//     then the socket must become writable within seconds although nobody reads, as TCP is. How much of it has arrived,
+//     POLLOUT and FIONREAD are open as well. If the two worlds then have different amounts under way, both are drained,
+//     with every byte checked.
+//  2. Memory of which a part is inaccessible: the kernel moves whole segments, so the call may fail with EFAULT or move
+//     any number of the bytes that are accessible.
+//  3. A receive where a carrier change lies in the middle of what is under way may return the first part of it, as TCP
+//     may at a segment's end, and FIONREAD may speak of it alone. What it returns is counted (splits), never zero.
+//  4. An edge-triggered epoll set may report an edge more, with events that are true; none less.
+//  5. FIN_WAIT1 and FIN_WAIT2 are one state (the acknowledgement may be delayed), and so are LAST_ACK, CLOSING, TIME_WAIT
+//     and CLOSE.
+//  6. With SO_RCVTIMEO or SO_SNDTIMEO near the time of a signal either of EAGAIN and EINTR.
+#include "fuzz.h"
+#include <stdarg.h>
+
+uint64_t under_way(int world, int sender) {
+    return shared->ends[world][sender].sent - shared->ends[world][1 - sender].received;
+}
+
+void differ(const char *format, ...) {
+    if (shared->differs) return;
+    va_list list;
+    va_start(list, format);
+    vsnprintf(shared->verdict, sizeof shared->verdict, format, list);
+    va_end(list);
+    shared->differs = true;
+    shared->failedStep = shared->step;
+}
+
+static bool is_send(const struct step *step) { return step->operation <= SENDFILE; }
+static bool is_receive(const struct step *step) { return step->operation > SENDFILE && step->operation <= RECVMMSG; }
+
+static const char *name_of(int error) { return error ? strerrorname_np(error) : "no error"; }
+
+static bool may_wait_differently(int error) { return error == EAGAIN || error == EINTR; }
+
+static bool compare_free(const struct step *step, const struct outcome *native, const struct outcome *switched) {
+    if ((native->value > 0) == (switched->value > 0)) return native->error == switched->error
+        || (may_wait_differently(native->error) && may_wait_differently(switched->error));
+    if (step->memory == HALF) return native->error == EFAULT || switched->error == EFAULT;
+    if (native->value > 0) {
+        return is_send(step) && may_wait_differently(switched->error) && under_way(SWITCHED, step->end) >= 4096;
+    }
+    return may_wait_differently(native->error);
+}
+
+/// A receive that ended at a carrier change.
+static bool is_split(const struct step *step, const struct outcome *native, const struct outcome *switched) {
+    return is_receive(step) && shared->toggled && native->value > 0 && switched->value > 0 && switched->moved < native->moved;
+}
+
+/// Events that are open for an end: whether there is room depends on the carrier.
+static uint32_t open_events(int end) {
+    uint32_t limit = shared->ends[NATIVE][end].limit, open = 0;
+    if (under_way(NATIVE, end) > limit || under_way(SWITCHED, end) > limit) open |= POLLOUT | POLLWRNORM | POLLWRBAND;
+    if (limit < 1000 && under_way(NATIVE, 1 - end) > limit) open |= POLLIN | POLLRDNORM | POLLRDHUP;
+    return open;
+}
+
+/// poll and select where it is open whether there is room.
+static bool compare_waits(const struct step *step, const struct outcome *native, const struct outcome *switched) {
+    uint32_t open = open_events(step->end);
+    if (!open) return false;
+    if (step->operation == SELECT) return native->extra[0] == switched->extra[0] && native->extra[2] == switched->extra[2];
+    if (step->operation != POLL) return false;
+    for (int i = 0; i < 2; i++)
+        if (((uint32_t)native->extra[i] & ~open) != ((uint32_t)switched->extra[i] & ~open)) return false;
+    return native->error == switched->error;
+}
+
+static bool compare_edges(const struct step *step, const struct outcome *native, const struct outcome *switched) {
+    int at = 0;
+    int32_t open = (int32_t)open_events(step->end);
+    for (int i = 0; i < native->extras; i++) {
+        if (!(native->extra[i] & 0xffffff & ~open)) continue;
+        while (at < switched->extras && switched->extra[at] >> 24 != native->extra[i] >> 24) at++;
+        if (at == switched->extras) return false;
+        if ((native->extra[i] & ~switched->extra[at]) & 0xffffff & ~open) return false;
+        at++;
+    }
+    return true;
+}
+
+bool compare_outcomes(const struct step *step, const struct outcome *native, const struct outcome *switched) {
+    if (native->wrongBytes) {
+        differ("TCP itself delivered other bytes than were sent: a defect of the fuzzer");
+        return false;
+    }
+    if (switched->wrongBytes) {
+        differ("wrong bytes, or memory written that should not be (result %lld)", (long long)switched->value);
+        return false;
+    }
+    if (native->skipped != switched->skipped) {
+        differ("the descriptor is open in one world only");
+        return false;
+    }
+    if (native->isAmountFree || switched->isAmountFree) {
+        if (compare_free(step, native, switched)) return true;
+    } else if (step->operation == EPOLL_WAIT) {
+        if (native->error == switched->error && compare_edges(step, native, switched)) {
+            shared->statistics.extraEdges += native->extras < switched->extras;
+            return true;
+        }
+    } else if (native->value == switched->value && native->error == switched->error
+        && memcmp(native->extra, switched->extra, sizeof native->extra) == 0 && native->waited == switched->waited
+        && native->signals == switched->signals) {
+        return true;
+    } else if (compare_waits(step, native, switched)) {
+        return true;
+    } else if (is_split(step, native, switched)) {
+        shared->statistics.splits++;
+        return true;
+    }
+    char text[2048];
+    size_t at = 0;
+    for (int i = 0; i < native->extras || i < switched->extras; i++)
+        if (native->extra[i] != switched->extra[i] && at < sizeof text - 64)
+            at += (size_t)snprintf(text + at, sizeof text - at, "; value %d written: 0x%x and 0x%x", i, native->extra[i], switched->extra[i]);
+    text[at] = 0;
+    differ("TCP: %lld (%s), the switch: %lld (%s)%s%s%s", (long long)native->value, name_of(native->error), (long long)switched->value,
+           name_of(switched->error), native->signals != switched->signals ? "; number of SIGPIPEs" : "",
+           native->waited != switched->waited ? "; restarting after a signal" : "", text);
+    return false;
+}
+
+static int merged(int state) {
+    switch (state) {
+    case TCP_FIN_WAIT2: return TCP_FIN_WAIT1;
+    case TCP_LAST_ACK:
+    case TCP_CLOSING:
+    case TCP_TIME_WAIT: return TCP_CLOSE;
+    default: return state;
+    }
+}
+
+bool views_agree(int end, const struct view *native, const struct view *switched, bool isLast) {
+    int open = (int)open_events(end);
+    bool queueIsOpen = under_way(NATIVE, 1 - end) > shared->ends[NATIVE][end].limit;
+    if (shared->toggled && switched->queued > 0 && switched->queued < native->queued) queueIsOpen = true;
+    bool agree = native->open == switched->open && (native->events & ~open) == (switched->events & ~open)
+        && (queueIsOpen || native->queued == switched->queued) && merged(native->state) == merged(switched->state);
+    if (!agree && isLast)
+        differ("after it, end %c looks otherwise. TCP: events 0x%x, FIONREAD %d, state %d; the switch: events 0x%x, FIONREAD %d, state %d",
+               "ab"[end], native->events, native->queued, native->state, switched->events, switched->queued, switched->state);
+    return agree;
+}
