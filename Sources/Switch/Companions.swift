@@ -254,6 +254,14 @@ func lastReason(_ entry: UnsafeMutablePointer<ProviderEntry>, _ companion: UInt)
     return Reason(rawValue: UInt64(number)) ?? .companionFailed
 }
 
+/// `isAlone` for calls that come often: looks for children that died every 10 ms only.
+private func isAloneAgain(_ slot: Slot) -> Bool {
+    let now = ss_monotonic_ns()
+    if now < slot.nextAttempt.loadRelaxed() { return false }
+    slot.nextAttempt.store(now &+ 10_000_000)
+    return isAlone(slot)
+}
+
 /// Whether this process alone holds the socket; children that died are forgotten first.
 func isAlone(_ slot: Slot) -> Bool {
     if slot.holders.load() == 1 { return true }
@@ -349,6 +357,12 @@ private func companionConnected(_ index: Int) {
 func negotiateCompanion(_ index: Int) {
     let session = sessionOf(index)
     guard session.connection.pointee.companionPhase == CompanionPhase.negotiating else { return }
+    // A child that holds the socket, too, has no part in setting up. Giving up now would leave the peer with a companion
+    // that nobody answers; it loses nothing by waiting, since nobody is invited before we are up.
+    if session.slot.holders.load() != 1, !isAloneAgain(session.slot) {
+        session.slot.reason.store(Reason.sharedBeforeUpgrade.rawValue)
+        return
+    }
     switch session.negotiate() {
     case .pending: return
     case .done: putIntoService(index)
@@ -364,7 +378,6 @@ private func putIntoService(_ index: Int) {
     let session = sessionOf(index)
     session.connection.pointee.companionPhase = CompanionPhase.up
     removePending(index)
-    releaseListener(index)
     // The epoll sets of this process must know the doorbell before anybody can invite.
     guard isAlone(session.slot), readinessWillUpgrade(index) else {
         let reason: Reason = !isAlone(session.slot) ? .sharedBeforeUpgrade : readinessIsNested(index) ? .nestedEpoll : .descriptorLimit
@@ -372,6 +385,7 @@ private func putIntoService(_ index: Int) {
         companionFailed(index, reason)
         return
     }
+    releaseListener(index)  // not before: a connection that failed here is offered again
     session.slot.reason.store(Reason.notInvited.rawValue)
     session.slot.mode.storeSequential(Slot.Mode.dual)
     readinessKick(index)

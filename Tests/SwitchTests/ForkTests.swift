@@ -27,7 +27,7 @@ private func run(_ arguments: [String]) -> Int32 {
 @Suite("fork (WSD-D1)") struct ForkTests {
     /// The programs, and the conditions they check, are in Tests/Support/ForkGuest.
     @Test("Parents and children", arguments: [
-        "inherited", "shared", "serverPerConnection", "workers", "offered", "killed", "heldByTwo",
+        "inherited", "shared", "serverPerConnection", "workers", "offered", "killed", "heldByTwo", "heldWhileConnecting",
     ])
     func fork(scenario: String) {
         var directory = Array("/tmp/sockswitch-fork-XXXXXX".utf8CString)

@@ -294,6 +294,37 @@ func heldByTwo() {
     waitpid(holder, nil, 0)
 }
 
+/// redis while it saves: the connection is offered, a child that holds it is forked, then its companion is connected. It
+/// waits, and moves once the child has ended.
+func heldWhileConnecting() {
+    let listener = Listener()
+    let client = clientProcess(listener, firstPiece: 64)
+    let connection = listener.accept()
+    var first: [UInt8] = []
+    for _ in 0..<4 { first += receiveExactly(connection, 16) }
+    let record = sessionOf(socketIndex(connection) ?? 0).connection
+    check(record.pointee.companionPhase == CompanionPhase.offered, "phase \(record.pointee.companionPhase)")
+    let holder = spawn { while true { pause() } }
+    sendAll(connection, first)
+    var bytes = [UInt8](repeating: 0, count: 4096)
+    func echoOnce() {
+        let got = bytes.withUnsafeMutableBytes { switchReceive(connection, $0.baseAddress!, 4096, 0) }
+        check(got > 0, "receive: \(got)")
+        sendAll(connection, Array(bytes.prefix(got)))
+    }
+    while record.pointee.companionPhase == CompanionPhase.offered { echoOnce() }
+    for _ in 0..<50 {
+        echoOnce()
+        check(slot(connection).mode.load() == Slot.Mode.plain, "upgraded")
+        check(slot(connection).reason.load() == Reason.sharedBeforeUpgrade.rawValue, "reason \(slot(connection).reason.load())")
+    }
+    kill(holder, SIGKILL)
+    waitpid(holder, nil, 0)
+    echo(connection)
+    check(isOnCompanion(connection), "not on the companion: \(slot(connection).reason.load())")
+    expectSuccess(of: client)
+}
+
 alarm(150)
 signal(SIGPIPE, SIG_IGN)
 check(CommandLine.arguments.count == 3, "usage: ForkGuest SCENARIO SERVICE")
@@ -306,5 +337,6 @@ case "workers": workers()
 case "offered": offered()
 case "killed": killed()
 case "heldByTwo": heldByTwo()
+case "heldWhileConnecting": heldWhileConnecting()
 default: check(false, "no such scenario")
 }
