@@ -1,6 +1,7 @@
 # make demo   builds and shows unmodified redis on TCP, then over companion sockets, with figures and the proof
 # make test   all tests (short forms)
 # make build  the product, staged in out/: bin/sockswitch, bin/sockswitchd, lib/libsockswitch.so
+# make compatibility  the program matrix: installs the programs, writes Documentation/Compatibility.md (minutes)
 # make bench  the figures, beside TCP and Unix sockets (minutes)
 # make deps   installs the Debian packages that are missing
 # Every target may be run again; each installs what it misses.
@@ -10,7 +11,7 @@ PYTHON ?= python3
 SWIFT ?= swift
 RELEASE := .build/release
 
-.PHONY: all demo test build bench deps unit-test thread-test end-to-end guests rules clean
+.PHONY: all demo test build bench deps unit-test thread-test end-to-end guests rules compatibility clean
 
 all: build
 
@@ -54,6 +55,10 @@ guests: build
 
 rules:
 	@if [ -x Scripts/check-rules.sh ]; then bash Scripts/check-rules.sh; fi
+
+compatibility: build
+	@bash Scripts/install-deps.sh compatibility
+	$(PYTHON) Tests/Compatibility/run.py --build-dir $(CURDIR)/out/bin --write
 
 bench: build
 	$(SWIFT) build -c release --product sockbench

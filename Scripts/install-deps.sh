@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that build, demo and tests need and that are missing. Says what it does; may be run again.
+#
+#     install-deps.sh                   what `make test` and `make demo` need
+#     install-deps.sh compatibility     and the programs of `make compatibility`
 set -euo pipefail
 
 packages=(
@@ -7,6 +10,16 @@ packages=(
     redis-server redis-tools nginx-light memcached libmemcached-tools iperf3 wrk
     strace nodejs default-jdk-headless
 )
+case ${1:-} in
+"") ;;
+compatibility)
+    packages+=(
+        apache2-utils golang-go gunicorn haproxy mosquitto mosquitto-clients openssh-client openssh-server openssl
+        postgresql rsync socat stunnel4 uvicorn wget
+    )
+    ;;
+*) echo "usage: install-deps.sh [compatibility]" >&2; exit 64 ;;
+esac
 
 missing=()
 for package in "${packages[@]}"; do

@@ -43,7 +43,7 @@ def take_notes():
 
 
 def short_name(test):
-    return test.id().split("test_", 1)[1] if "test_" in test.id() else test.id()
+    return test.id().removeprefix("test_")
 
 
 def become_subreaper():

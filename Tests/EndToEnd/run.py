@@ -8,54 +8,14 @@
 -k        only tests whose name contains PATTERN (may be repeated)
 """
 import argparse
-import faulthandler
 import os
 import random
 import sys
-import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import harness  # noqa: E402
-
-
-def flatten(suite):
-    for test in suite:
-        if isinstance(test, unittest.TestSuite):
-            yield from flatten(test)
-        else:
-            yield test
-
-
-class Result(unittest.TestResult):
-    """One plain line a test, with its time."""
-
-    def startTest(self, test):
-        super().startTest(test)
-        self.began = time.monotonic()
-        print(f"{harness.short_name(test)} … ", end="", flush=True)
-
-    def finish(self, word):
-        notes = harness.take_notes()
-        print(f"{word} ({time.monotonic() - self.began:.1f} s){'  ' + '; '.join(notes) if notes else ''}", flush=True)
-
-    def addSuccess(self, test):
-        super().addSuccess(test)
-        self.finish("passed")
-
-    def addError(self, test, err):
-        super().addError(test, err)
-        self.finish("FAILED")
-        print(self.errors[-1][1], flush=True)
-
-    def addFailure(self, test, err):
-        super().addFailure(test, err)
-        self.finish("FAILED")
-        print(self.failures[-1][1], flush=True)
-
-    def addSkip(self, test, reason):
-        super().addSkip(test, reason)
-        self.finish(f"skipped: {reason}")
+from results import flatten, run  # noqa: E402
 
 
 def main():
@@ -89,18 +49,7 @@ def main():
         print("no test matches", file=sys.stderr)
         return 2
 
-    faulthandler.enable()
-    harness.become_subreaper()
-    print(f"seed {settings.seed}{' (plain TCP)' if settings.plain else ''}", flush=True)
-    result = Result()
-    unittest.TestSuite(tests).run(result)
-    failed = len({id(test) for test, _ in result.failures + result.errors})
-    skipped = len(result.skipped)
-    passed = max(0, result.testsRun - failed - skipped)
-    for test, _ in result.failures + result.errors:
-        print(f"failed: {harness.short_name(test)}")
-    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
-    return 1 if failed else 0
+    return run(tests)
 
 
 if __name__ == "__main__":
