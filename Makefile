@@ -1,4 +1,4 @@
-# make demo   builds and shows unmodified redis on TCP, then over companion sockets, with figures and the proof
+# make demo   builds and runs `sockswitch demo`: redis on TCP, then over companion sockets, with figures and the proof
 # make test   all tests (short forms)
 # make build  the product, staged in out/: bin/sockswitch, bin/sockswitchd, lib/libsockswitch.so
 # make compatibility  the program matrix: installs the programs, writes Documentation/Compatibility.md (minutes)
@@ -30,7 +30,7 @@ build: deps
 	@echo "== staged: out/bin/sockswitch out/bin/sockswitchd out/lib/libsockswitch.so"
 
 demo: build
-	@bash Examples/demo.sh
+	@out/bin/sockswitch demo
 
 test: build unit-test thread-test end-to-end guests rules
 	@echo "== all tests passed"

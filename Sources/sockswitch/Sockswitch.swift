@@ -17,9 +17,10 @@ struct Sockswitch: ParsableCommand {
               sockswitch run -- redis-benchmark -p 6379 -t get,set
               sockswitch ps         which connections left TCP, and why others did not
               sockswitch off        bring every connection back to TCP; none breaks
+              sockswitch demo       see all that on this machine, in half a minute
             """,
         version: Version.text,
-        subcommands: [Run.self, Ps.self, Status.self, Off.self, On.self, PolicyCommand.self])
+        subcommands: [Run.self, Ps.self, Status.self, Off.self, On.self, PolicyCommand.self, Demo.self, DemoPair.self])
 }
 
 /// Which service is meant.
