@@ -122,6 +122,9 @@ STUB(int, epoll_pwait2, (int s, struct epoll_event *v, int n, const struct times
 
 // sigaction needs libc's return trampoline, so the stub is libc's function under its other exported name.
 static int stub_sigaction(int n, const struct sigaction *a, struct sigaction *o) { return __sigaction(n, a, o); }
+static int set_action(int n, const struct sigaction *a, struct sigaction *o) {
+    return ss_program_sigaction(n, a, o) ? 0 : __sigaction(n, a, o);
+}
 static void *set_handler(int n, void *handler, int flags) {
     struct sigaction action, old;
     memset(&action, 0, sizeof action);
@@ -132,7 +135,7 @@ static void *set_handler(int n, void *handler, int flags) {
         return (void *)SIG_ERR;
     }
     if (!(flags & SA_RESETHAND)) sigaddset(&action.sa_mask, n);
-    return __sigaction(n, &action, &old) < 0 ? (void *)SIG_ERR : (void *)old.sa_handler;
+    return set_action(n, &action, &old) < 0 ? (void *)SIG_ERR : (void *)old.sa_handler;
 }
 static void *stub_signal(int n, void *h) { return set_handler(n, h, SA_RESTART); }
 static void *stub_ssignal(int n, void *h) { return set_handler(n, h, SA_RESTART); }
@@ -141,11 +144,35 @@ static void *stub_sysv_signal(int n, void *h) { return set_handler(n, h, SA_RESE
 static void *stub___sysv_signal(int n, void *h) { return set_handler(n, h, SA_RESETHAND | SA_NODEFER); }
 static int stub_siginterrupt(int n, int interrupts) {
     struct sigaction action;
-    if (__sigaction(n, NULL, &action) < 0) return -1;
+    if (n < 1 || set_action(n, NULL, &action) < 0) return -1;
     if (interrupts) action.sa_flags &= ~SA_RESTART;
     else action.sa_flags |= SA_RESTART;
-    return __sigaction(n, &action, NULL);
+    return set_action(n, &action, NULL);
 }
+// SIG_HOLD, 2, is no handler: it blocks the signal.
+static void *stub_sigset(int n, void *handler) {
+    struct sigaction action, old;
+    uint64_t set = n >= 1 && n <= 64 ? 1ull << (n - 1) : 0, before = 0;
+    if (handler == (void *)SIG_ERR || set_action(n, NULL, &old) < 0) {
+        errno = EINVAL;
+        return (void *)SIG_ERR;
+    }
+    int holds = handler == (void *)2;
+    ss_sys_sigprocmask(holds ? SIG_BLOCK : SIG_UNBLOCK, &set, &before);
+    if (!holds) {
+        memset(&action, 0, sizeof action);
+        action.sa_handler = (__sighandler_t)handler;
+        if (set_action(n, &action, NULL) < 0) return (void *)SIG_ERR;
+    }
+    return before & set ? (void *)2 : (void *)old.sa_handler;
+}
+static int stub_sigignore(int n) { return set_handler(n, (void *)SIG_IGN, SA_RESTART) == (void *)SIG_ERR ? -1 : 0; }
+
+void *ss_program_signal(int n, void *handler, int once) {
+    return set_handler(n, handler, once ? SA_RESETHAND | SA_NODEFER : SA_RESTART);
+}
+int ss_program_siginterrupt(int n, int interrupts) { return stub_siginterrupt(n, interrupts); }
+void *ss_program_sigset(int n, void *handler) { return stub_sigset(n, handler); }
 
 struct ss_real_functions ss_real = {
 #define INITIAL(result, name, parameters) .name = stub_##name,

@@ -27,7 +27,13 @@ func trackEpollSet(_ set: Int32) { switchEpollCreated(set) }
 func trackedEpollControl(
     _ set: Int32, _ operation: Int32, _ fd: Int32, _ event: UnsafeMutablePointer<epoll_event>?
 ) -> Int32 {
-    answer32(switchEpollControl(set, operation, fd, event))
+    var copy = epoll_event()
+    guard let event, ss_copy_program_memory(&copy, event, MemoryLayout<epoll_event>.size) == 0 else {
+        // The kernel refuses it, or (EPOLL_CTL_DEL) does not look at it.
+        return event == nil || operation == EPOLL_CTL_DEL
+            ? answer32(switchEpollControl(set, operation, fd, nil)) : ss_real.epoll_ctl(set, operation, fd, event)
+    }
+    return answer32(switchEpollControl(set, operation, fd, &copy))
 }
 
 @c(epoll_wait) public func interposedEpollWait(
@@ -72,5 +78,18 @@ func trackedEpollWait2(
     _ mask: UnsafeRawPointer?
 ) -> Int32 {
     ss_test_cancel()
-    return Int32(truncatingIfNeeded: answerCancellable(switchEpollWait(set, events, maximum, timeout, mask)))
+    // Whether there is something that cannot be told matters, too.
+    guard maximum <= 0 || ss_probe_program_memory(events, MemoryLayout<epoll_event>.size) == 0 else {
+        var lost = epoll_event()
+        let result = switchEpollWait(set, &lost, 1, timeout, mask)
+        return Int32(truncatingIfNeeded: answerCancellable(result > 0 ? 0 &- Int(EFAULT) : result))
+    }
+    var time = timespec()
+    guard let timeout else {
+        return Int32(truncatingIfNeeded: answerCancellable(switchEpollWait(set, events, maximum, nil, mask)))
+    }
+    guard ss_copy_program_memory(&time, timeout, MemoryLayout<timespec>.size) == 0 else {
+        return ss_real.epoll_pwait2(set, events, maximum, timeout, mask)
+    }
+    return Int32(truncatingIfNeeded: answerCancellable(switchEpollWait(set, events, maximum, &time, mask)))
 }

@@ -16,23 +16,44 @@ func trackedSendMessages(_ fd: Int32, _ list: UnsafeMutablePointer<mmsghdr>?, _ 
     ss_test_cancel()
     var done = 0
     while done < Int(min(count, 1024)) {
-        let result = switchSendMessage(fd, &list[done].msg_hdr, flags)
+        let message = header(of: list + done)
+        var result = sendMessage(fd, message, flags)
+        let whole = result >= bytes(of: message)
+        if result >= 0 { result = note(result, in: list + done) }
         if result < 0 { return done > 0 ? Int32(truncatingIfNeeded: done) : Int32(truncatingIfNeeded: answerCancellable(result)) }
-        list[done].msg_len = UInt32(truncatingIfNeeded: result)
-        let whole = result >= bytes(of: list[done].msg_hdr)
         done &+= 1
         if !whole { break }
     }
     return Int32(truncatingIfNeeded: done)
 }
 
+/// The header is the entry's beginning.
 @inline(__always)
-private func bytes(of message: msghdr) -> Int {
-    guard let pieces = message.msg_iov else { return 0 }
+private func header(of entry: UnsafeMutablePointer<mmsghdr>) -> UnsafeMutablePointer<msghdr> {
+    UnsafeMutableRawPointer(entry).assumingMemoryBound(to: msghdr.self)
+}
+
+/// What one message moved, or -EFAULT when that cannot be told.
+private func note(_ result: Int, in entry: UnsafeMutablePointer<mmsghdr>) -> Int {
+    var moved = UInt32(truncatingIfNeeded: result)
+    let place = UnsafeMutableRawPointer(entry) + MemoryLayout<mmsghdr>.offsetOfLength
+    return ss_copy_program_memory(place, &moved, 4) == 0 ? result : 0 &- Int(EFAULT)
+}
+
+extension MemoryLayout where T == mmsghdr {
+    fileprivate static var offsetOfLength: Int { MemoryLayout<msghdr>.size }
+}
+
+/// Bytes of all buffers; 0 for a header that cannot be read.
+private func bytes(of message: UnsafePointer<msghdr>) -> Int {
+    var header = msghdr()
+    guard ss_copy_program_memory(&header, message, MemoryLayout<msghdr>.size) == 0, let pieces = header.msg_iov else { return 0 }
     var total = 0
     var index = 0
-    while index < Int(message.msg_iovlen) {
-        total = total &+ Int(pieces[index].iov_len)
+    while index < Int(header.msg_iovlen) {
+        var piece = iovec()
+        guard ss_guarded_copy(&piece, pieces + index, MemoryLayout<iovec>.size) == 0 else { break }
+        total = total &+ Int(piece.iov_len)
         index &+= 1
     }
     return total
@@ -61,9 +82,9 @@ func trackedReceiveMessages(
     var flagsNow = flags & ~waitForOne
     var done = 0
     while done < Int(min(count, 1024)) {
-        let result = switchReceiveMessage(fd, &list[done].msg_hdr, flagsNow)
+        var result = receiveMessage(fd, header(of: list + done), flagsNow)
+        if result >= 0 { result = note(result, in: list + done) }
         if result < 0 { return done > 0 ? Int32(truncatingIfNeeded: done) : Int32(truncatingIfNeeded: answerCancellable(result)) }
-        list[done].msg_len = UInt32(truncatingIfNeeded: result)
         done &+= 1
         if flags & waitForOne != 0 { flagsNow |= Int32(MSG_DONTWAIT) }
         if let timeout, !takeElapsed(from: timeout, since: start) { break }
@@ -73,7 +94,7 @@ func trackedReceiveMessages(
 
 @inline(__always)
 private func isTime(_ time: UnsafeMutablePointer<timespec>?) -> Bool {
-    guard let time else { return false }
+    guard let time, ss_probe_program_memory(time, MemoryLayout<timespec>.size) == 0 else { return false }
     return time.pointee.tv_sec >= 0 && time.pointee.tv_nsec >= 0 && time.pointee.tv_nsec < 1_000_000_000
 }
 

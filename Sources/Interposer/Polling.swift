@@ -26,6 +26,21 @@ func trackedPoll(_ list: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout
 func trackedPpoll(
     _ list: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: UnsafePointer<timespec>?, _ mask: UnsafeRawPointer?
 ) -> Int32 {
+    // A list that cannot be written is the kernel's to refuse, and so is a time that cannot be read.
+    guard ss_probe_program_memory(list, Int(bitPattern: count) &* MemoryLayout<pollfd>.stride) == 0 else {
+        return ss_real.ppoll(list, count, timeout, mask)
+    }
+    var time = timespec()
+    guard let timeout else { return pollCancellably(list, count, nil, mask) }
+    guard ss_copy_program_memory(&time, timeout, MemoryLayout<timespec>.size) == 0 else {
+        return ss_real.ppoll(list, count, timeout, mask)
+    }
+    return pollCancellably(list, count, &time, mask)
+}
+
+private func pollCancellably(
+    _ list: UnsafeMutablePointer<pollfd>?, _ count: UInt, _ timeout: UnsafePointer<timespec>?, _ mask: UnsafeRawPointer?
+) -> Int32 {
     ss_test_cancel()
     return Int32(truncatingIfNeeded: answerCancellable(switchPoll(list, Int(bitPattern: count), timeout, mask)))
 }
@@ -33,10 +48,13 @@ func trackedPpoll(
 /// Whether the switch has to do with one of the descriptors. A list longer than the kernel would read is not read here.
 @inline(never)
 func containsTracked(_ list: UnsafeMutablePointer<pollfd>?, _ count: UInt) -> Bool {
-    guard let list, count <= 1024 || count <= descriptorLimit() else { return false }
+    guard let list, switchHasDescriptors, count <= 1024 || count <= descriptorLimit() else { return false }
+    ss_guard_memory()
     var index = 0
     while index < Int(bitPattern: count) {
-        if descriptorEntry(list[index].fd) != 0 { return true }
+        var entry = pollfd()
+        if ss_guarded_copy8(&entry, list + index) != 0 { return false }
+        if descriptorEntry(entry.fd) != 0 { return true }
         index &+= 1
     }
     return false
@@ -65,8 +83,12 @@ func trackedSelect(
     _ except: UnsafeMutableRawPointer?, _ timeout: UnsafeMutablePointer<timeval>?
 ) -> Int32 {
     ss_test_cancel()
+    guard areWritable(count, read, write, except) else { return ss_real.select(count, read, write, except, timeout) }
     guard let timeout else {
         return Int32(truncatingIfNeeded: answerCancellable(switchSelect(count, read, write, except, nil, nil)))
+    }
+    guard ss_probe_program_memory(timeout, MemoryLayout<timeval>.size) == 0 else {
+        return ss_real.select(count, read, write, except, timeout)
     }
     if timeout.pointee.tv_sec < 0 || timeout.pointee.tv_usec < 0 { return answer32(0 &- Int(EINVAL)) }
     var time = timespec()
@@ -95,10 +117,14 @@ func trackedPselect(
     _ except: UnsafeMutableRawPointer?, _ timeout: UnsafePointer<timespec>?, _ mask: UnsafeRawPointer?
 ) -> Int32 {
     ss_test_cancel()
+    guard areWritable(count, read, write, except) else { return ss_real.pselect(count, read, write, except, timeout, mask) }
     guard let timeout else {
         return Int32(truncatingIfNeeded: answerCancellable(switchSelect(count, read, write, except, nil, mask)))
     }
-    var time = timeout.pointee
+    var time = timespec()
+    guard ss_copy_program_memory(&time, timeout, MemoryLayout<timespec>.size) == 0 else {
+        return ss_real.pselect(count, read, write, except, timeout, mask)
+    }
     return Int32(truncatingIfNeeded: answerCancellable(switchSelect(count, read, write, except, &time, mask)))
 }
 
@@ -109,6 +135,8 @@ func trackedPselect(
 func containsTracked(
     _ count: Int32, _ read: UnsafeMutableRawPointer?, _ write: UnsafeMutableRawPointer?, _ except: UnsafeMutableRawPointer?
 ) -> Bool {
+    guard count > 0, switchHasDescriptors else { return false }
+    ss_guard_memory()
     var first: Int32 = 0
     while first < min(count, 1024) {
         var bits = word(read, first) | word(write, first) | word(except, first)
@@ -131,11 +159,22 @@ func containsTracked(
     return false
 }
 
-/// The word of a descriptor set in which `fd` has its bit; 0 for no set.
+/// The word of a descriptor set in which `fd` has its bit; 0 for no set, and for one that cannot be read.
 @inline(__always)
 private func word(_ set: UnsafeMutableRawPointer?, _ fd: Int32) -> UInt {
     guard let set else { return 0 }
-    return set.loadUnaligned(fromByteOffset: Int(fd >> 6) &* 8, as: UInt.self)
+    var bits: UInt = 0
+    return ss_guarded_copy8(&bits, set + Int(fd >> 6) &* 8) == 0 ? bits : 0
+}
+
+/// Whether the kernel could answer in these sets. It is not known how long they are past the 1024 of an `fd_set`.
+private func areWritable(
+    _ count: Int32, _ read: UnsafeMutableRawPointer?, _ write: UnsafeMutableRawPointer?, _ except: UnsafeMutableRawPointer?
+) -> Bool {
+    let bytes = Int((min(max(count, 0), 1024) + 63) / 64) * 8
+    return (read == nil || ss_probe_program_memory(read, bytes) == 0)
+        && (write == nil || ss_probe_program_memory(write, bytes) == 0)
+        && (except == nil || ss_probe_program_memory(except, bytes) == 0)
 }
 
 extension timespec {

@@ -44,7 +44,8 @@ func trackedReceiveFrom(
 ) -> Int {
     guard let address else { return trackedReceive(fd, buffer, count, flags) }
     ss_test_cancel()
-    let room = length?.pointee ?? 0
+    var room: UInt32 = 0
+    let isLength = ss_copy_program_memory(&room, length, 4) == 0
     var piece = iovec(iov_base: buffer, iov_len: count)
     let result = withUnsafeMutablePointer(to: &piece) { (pieces: UnsafeMutablePointer<iovec>) in
         var message = msghdr()
@@ -54,10 +55,9 @@ func trackedReceiveFrom(
         message.msg_iovlen = 1
         let received = switchReceiveMessage(fd, &message, flags)
         guard received >= 0 else { return received }
-        guard let length else { return 0 &- Int(EFAULT) }
+        guard isLength else { return 0 &- Int(EFAULT) }
         guard room <= UInt32(Int32.max) else { return 0 &- Int(EINVAL) }
-        length.pointee = message.msg_namelen
-        return received
+        return ss_copy_program_memory(length, &message.msg_namelen, 4) == 0 ? received : 0 &- Int(EFAULT)
     }
     return answerCancellable(result)
 }
@@ -80,13 +80,16 @@ func trackedReadv(_ fd: Int32, _ list: UnsafePointer<iovec>?, _ count: Int32) ->
 }
 
 /// Whether readv and writev of this list mean the same as recvmsg and sendmsg. Too many pieces are another error there,
-/// and to receive nothing is to wait there.
+/// and to receive nothing is to wait there. What cannot be read is the kernel's to refuse.
 @inline(__always)
 func isVector(_ fd: Int32, _ list: UnsafePointer<iovec>, _ count: Int32) -> Bool {
     if count < 0 || count > 1024 { return false }
+    ss_guard_memory()
     var index = 0
     while index < Int(count) {
-        if list[index].iov_len != 0 { return true }
+        var piece = iovec()
+        if ss_guarded_copy(&piece, list + index, MemoryLayout<iovec>.size) != 0 { return false }
+        if piece.iov_len != 0 { return true }
         index &+= 1
     }
     return entryKind(descriptorEntry(fd)) == DescriptorKind.own
@@ -98,7 +101,21 @@ func isVector(_ fd: Int32, _ list: UnsafePointer<iovec>, _ count: Int32) -> Bool
 
 @inline(never)
 func trackedReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>?, _ flags: Int32) -> Int {
-    guard let message else { return ss_real.recvmsg(fd, nil, flags) }
     ss_test_cancel()
-    return answerCancellable(switchReceiveMessage(fd, message, flags))
+    return answerCancellable(receiveMessage(fd, message, flags))
+}
+
+/// recvmsg with a header that is the program's: the switch works on a copy, and gives back what the kernel would write.
+func receiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>?, _ flags: Int32) -> Int {
+    var header = msghdr()
+    guard let message, ss_copy_program_memory(&header, message, MemoryLayout<msghdr>.size) == 0 else {
+        return ss_sys_recvmsg(fd, message, flags)
+    }
+    let result = switchReceiveMessage(fd, &header, flags)
+    if result < 0 { return result }
+    if ss_probe_program_memory(message, MemoryLayout<msghdr>.size) != 0 { return 0 &- Int(EFAULT) }
+    message.pointee.msg_namelen = header.msg_namelen
+    message.pointee.msg_controllen = header.msg_controllen
+    message.pointee.msg_flags = header.msg_flags
+    return result
 }

@@ -75,9 +75,17 @@ func trackedWritev(_ fd: Int32, _ list: UnsafePointer<iovec>?, _ count: Int32) -
 
 @inline(never)
 func trackedSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>?, _ flags: Int32) -> Int {
-    guard let message else { return ss_real.sendmsg(fd, nil, flags) }
     ss_test_cancel()
-    return answerCancellable(switchSendMessage(fd, message, flags))
+    return answerCancellable(sendMessage(fd, message, flags))
+}
+
+/// sendmsg with a header that is the program's.
+func sendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>?, _ flags: Int32) -> Int {
+    var header = msghdr()
+    guard let message, ss_copy_program_memory(&header, message, MemoryLayout<msghdr>.size) == 0 else {
+        return ss_sys_sendmsg(fd, message, flags)
+    }
+    return switchSendMessage(fd, &header, flags)
 }
 
 @c(sendfile) public func interposedSendfile(

@@ -29,7 +29,7 @@ extension Session {
             slot.receiveLock.unlock()
             if result > 0 {
                 done &+= result
-                if !wantsAll || done >= total { return done }
+                if !wantsAll || done >= total || cursor.isBad { return done }
                 continue
             }
             if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
@@ -38,8 +38,6 @@ extension Session {
         }
     }
 
-    /// Like recv(2) with one buffer. The common case, bytes waiting in the ring, without the loop.
-    @inline(__always)
     /// A receive into no room waits for data, too, and leaves them.
     private func receiveNothing(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
         var byte: UInt8 = 0
@@ -48,8 +46,10 @@ extension Session {
         return min(result, 0)
     }
 
-    package func receive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int, _ flags: Int32) -> Int {
-        if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, slot.receiveLock.tryLock() {
+    /// Like recv(2) with one buffer. The common case, bytes waiting in the ring, without the loop.
+    @inline(__always)
+    package func receive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+        if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, let buffer, slot.receiveLock.tryLock() {
             let taken = isUp ? receiveQuickly(buffer, count) : 0
             slot.receiveLock.unlock()
             if taken > 0 { return taken }
@@ -58,7 +58,7 @@ extension Session {
     }
 
     @inline(never)
-    private func receiveOneBuffer(_ fd: Int32, _ buffer: UnsafeMutableRawPointer, _ count: Int, _ flags: Int32) -> Int {
+    private func receiveOneBuffer(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
         var vector = iovec(iov_base: buffer, iov_len: Int(count))
         return withUnsafeMutablePointer(to: &vector) { vector in
             var message = msghdr()
@@ -82,8 +82,10 @@ extension Session {
             local.ringOrigin.loadRelaxed() == slot.receiveRingOrigin.loadRelaxed()
         else { return 0 }
         let taken = min(count, Int(available))
-        RingGeometry(origin: slot.receiveRingOrigin.loadRelaxed(), size: size)
-            .read(local.ring, at: position, into: buffer, count: taken)
+        guard
+            RingGeometry(origin: slot.receiveRingOrigin.loadRelaxed(), size: size)
+                .read(local.ring, at: position, into: buffer, count: taken)
+        else { return 0 }
         publishCredit(position &+ UInt64(taken), producer)
         return taken
     }
@@ -246,7 +248,8 @@ extension Session {
         return result
     }
 
-    /// Bytes copied out of the ring, 0 when it is empty, or -ECONNRESET when the peer's words are nonsense.
+    /// Bytes copied out of the ring, 0 when it is empty, -EFAULT when the program's buffer is bad (nothing is consumed), or
+    /// -ECONNRESET when the peer's words are nonsense.
     private func receiveFromRing(_ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         let start = slot.receivePosition.loadRelaxed()
         let producer = local.producer.load()  // SYNC POINT: pairs with the release in publishProducer
@@ -256,12 +259,19 @@ extension Session {
             return -Int(ECONNRESET)
         }
         var position = start
+        var chunk = start
         let discards = flags & Int32(MSG_TRUNC) != 0
         while position != producer, let piece = cursor.piece() {
-            let count = min(piece.count, Int(producer &- position))
-            if !discards { geometry.read(local.ring, at: position, into: piece.start, count: count) }
+            let count = min(min(piece.count, Int(producer &- position)), MessageCursor.chunkBytes)
+            if !discards, !geometry.read(local.ring, at: position, into: piece.start, count: count) {
+                cursor.isBad = true
+                position = chunk
+                if position == start { return -Int(EFAULT) }
+                break
+            }
             position &+= UInt64(count)
             cursor.advance(count)
+            if position &- chunk >= UInt64(MessageCursor.chunkBytes) { chunk = position }
         }
         if flags & Int32(MSG_PEEK) == 0 { publishCredit(position, producer) }
         return Int(position &- start)

@@ -29,7 +29,7 @@ extension Session {
             slot.sendLock.unlock()
             if result > 0 {
                 done &+= result
-                if done >= total { return done }
+                if done >= total || cursor.isBad { return done }
                 continue
             }
             if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
@@ -40,8 +40,8 @@ extension Session {
 
     /// Like send(2) with one buffer. The common case, a small message into a ring with room (WSD-T2), without the loop.
     @inline(__always)
-    package func send(_ fd: Int32, _ buffer: UnsafeRawPointer, _ count: Int, _ flags: Int32) -> Int {
-        if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, slot.sendLock.tryLock() {
+    package func send(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+        if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, let buffer, slot.sendLock.tryLock() {
             let taken = isUp ? sendQuickly(buffer, count) : 0
             slot.sendLock.unlock()
             if taken > 0 { return taken }
@@ -50,7 +50,7 @@ extension Session {
     }
 
     @inline(never)
-    private func sendOneBuffer(_ fd: Int32, _ buffer: UnsafeRawPointer, _ count: Int, _ flags: Int32) -> Int {
+    private func sendOneBuffer(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
         var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: buffer), iov_len: Int(count))
         return withUnsafeMutablePointer(to: &vector) { vector in
             var message = msghdr()
@@ -77,8 +77,10 @@ extension Session {
             slot.sendCredit.storeRelaxed(credit)
             if size &- used < UInt64(count) { return 0 }
         }
-        RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
-            .write(remote.ring, at: position, from: buffer, count: count)
+        guard
+            RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
+                .write(remote.ring, at: position, from: buffer, count: count)
+        else { return 0 }
         publishProducer(position &+ UInt64(count))
         return count
     }
@@ -119,17 +121,26 @@ extension Session {
 
         let start = slot.sendPosition.loadRelaxed()
         var position = start
+        var chunk = start
         while let piece = cursor.piece() {
             let room = roomToSend(position, wanted: piece.count)
             if room <= 0 { break }
-            let count = min(piece.count, room)
-            RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
-                .write(remote.ring, at: position, from: piece.start, count: count)
+            let count = min(min(piece.count, room), MessageCursor.chunkBytes)
+            guard
+                RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
+                    .write(remote.ring, at: position, from: piece.start, count: count)
+            else {
+                cursor.isBad = true
+                position = chunk
+                if position == start { return -Int(EFAULT) }
+                break
+            }
             position &+= UInt64(count)
             cursor.advance(count)
+            if position &- chunk >= UInt64(MessageCursor.chunkBytes) { chunk = position }
         }
         if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
-        if cursor.piece() != nil { slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1) }
+        if !cursor.isBad, cursor.piece() != nil { slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1) }
         if position == start { return -Int(EAGAIN) }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
@@ -244,7 +255,7 @@ extension Session {
     package func sendFile(_ fd: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
         var position = Int64(0)
         if let offset {
-            position = offset.pointee
+            guard ss_copy_program_memory(&position, offset, 8) == 0 else { return -Int(EFAULT) }
         } else {
             let now = ss_syscall6(Int(SYS_lseek), Int(input), 0, Int(SEEK_CUR), 0, 0, 0)
             if now < 0 { return now == -Int(ESPIPE) ? -Int(EINVAL) : now }
@@ -270,7 +281,7 @@ extension Session {
         }
         if done > 0 {
             _ = partial(done, result)
-            if let offset { offset.pointee = position } else { _ = ss_syscall6(Int(SYS_lseek), Int(input), Int(position), Int(SEEK_SET), 0, 0, 0) }
+            if let offset { _ = ss_copy_program_memory(offset, &position, 8) } else { _ = ss_syscall6(Int(SYS_lseek), Int(input), Int(position), Int(SEEK_SET), 0, 0, 0) }
             return done
         }
         return result

@@ -23,31 +23,30 @@ package struct RingGeometry {
     @inline(__always)
     package func index(_ position: UInt64) -> Int { Int(truncatingIfNeeded: (position &- origin) & (size &- 1)) }
 
-    /// Copies `count` bytes into the ring at `position`. `count <= size`.
+    /// Copies `count` bytes of the program into the ring at `position`. `count <= size`. False: the program's memory
+    /// cannot be read; the ring then holds some of it, or none.
     @inline(__always)
-    package func write(_ ring: UnsafeMutableRawPointer, at position: UInt64, from source: UnsafeRawPointer, count: Int) {
+    package func write(_ ring: UnsafeMutableRawPointer, at position: UInt64, from source: UnsafeRawPointer, count: Int) -> Bool {
         let start = index(position)
         let first = min(count, Int(size) &- start)
-        copyBytes(ring + start, source, first)
-        if first < count { copyBytes(ring, source + first, count &- first) }
+        guard copyBytes(ring + start, source, first) else { return false }
+        return first == count || copyBytes(ring, source + first, count &- first)
     }
 
-    /// Copies `count` bytes out of the ring at `position`. `count <= size`.
+    /// Copies `count` bytes out of the ring at `position` to the program. `count <= size`. False: the program's memory
+    /// cannot be written.
     @inline(__always)
-    package func read(_ ring: UnsafeMutableRawPointer, at position: UInt64, into target: UnsafeMutableRawPointer, count: Int) {
+    package func read(_ ring: UnsafeMutableRawPointer, at position: UInt64, into target: UnsafeMutableRawPointer, count: Int) -> Bool {
         let start = index(position)
         let first = min(count, Int(size) &- start)
-        copyBytes(target, ring + start, first)
-        if first < count { copyBytes(target + first, ring, count &- first) }
+        guard copyBytes(target, ring + start, first) else { return false }
+        return first == count || copyBytes(target + first, ring, count &- first)
     }
 }
 
-/// memcpy with the short sizes of request/response traffic inlined.
+/// Copies from or to the program, whose pointer may be bad (false). The shortest messages of request/response traffic
+/// need no call.
 @inline(__always)
-package func copyBytes(_ target: UnsafeMutableRawPointer, _ source: UnsafeRawPointer, _ count: Int) {
-    if count == 8 {
-        target.storeBytes(of: source.loadUnaligned(as: UInt64.self), as: UInt64.self)
-    } else {
-        memcpy(target, source, count)
-    }
+package func copyBytes(_ target: UnsafeMutableRawPointer, _ source: UnsafeRawPointer, _ count: Int) -> Bool {
+    count == 8 ? ss_guarded_copy8(target, source) == 0 : ss_guarded_copy(target, source, count) == 0
 }

@@ -386,6 +386,7 @@ private func putIntoService(_ index: Int) {
         return
     }
     releaseListener(index)  // not before: a connection that failed here is offered again
+    ss_guard_memory()
     session.slot.reason.store(Reason.notInvited.rawValue)
     session.slot.mode.storeSequential(Slot.Mode.dual)
     readinessKick(index)

@@ -65,12 +65,11 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     let new = Int32(accepted)
     if let address {
         // The kernel, too, looks at the length only now, and loses the connection over a bad one.
-        guard let length, length.pointee <= UInt32(Int32.max) else {
+        let error = giveAddress(peer, peerLength, to: address, length)
+        if error < 0 {
             _ = baseClose(new)
-            return -Int(length == nil ? EFAULT : EINVAL)
+            return error
         }
-        memcpy(address, peer, Int(min(length.pointee, peerLength)))
-        length.pointee = peerLength
     }
     forgetStale(new)
     let index = track(new, kind: Slot.Kind.accepted, nonBlocking: flags & Int32(O_NONBLOCK) != 0)
@@ -89,6 +88,18 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
         keepOnTCP(index, Reason(rawValue: listening.slot.reason.load()) ?? .noProvider)
     }
     return accepted
+}
+
+/// Copies an address to the program as the kernel does: as much as there is room for, and its whole length. 0 or -errno.
+private func giveAddress(
+    _ address: UnsafeRawPointer, _ length: UInt32, to place: UnsafeMutableRawPointer, _ placeLength: UnsafeMutablePointer<UInt32>?
+) -> Int {
+    var room: UInt32 = 0
+    var length = length
+    guard ss_copy_program_memory(&room, placeLength, 4) == 0 else { return -Int(EFAULT) }
+    guard room <= UInt32(Int32.max) else { return -Int(EINVAL) }
+    guard ss_copy_program_memory(place, address, Int(min(room, length))) == 0 else { return -Int(EFAULT) }
+    return ss_copy_program_memory(placeLength, &length, 4) == 0 ? 0 : -Int(EFAULT)
 }
 
 // MARK: Data
@@ -149,7 +160,6 @@ package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, 
             return result
         }
     }
-    guard let buffer else { return ss_sys_sendto(fd, nil, count, flags) }
     let result = session.send(fd, buffer, count, flags)
     if result != count { readinessNoteFull(index) }
     return result
@@ -167,7 +177,6 @@ package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ co
             return result
         }
     }
-    guard let buffer else { return ss_sys_recvfrom(fd, nil, count, flags) }
     return session.receive(fd, buffer, count, flags)
 }
 

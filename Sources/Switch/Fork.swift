@@ -32,6 +32,7 @@ package func switchAfterForkInParent() {
 
 package func switchAfterForkInChild() {
     ss_thread_id_reset()
+    ss_guard_memory_after_fork()
     let state = privateState
     guard let memory = state.pointee.arena else { return }
     let arena = FamilyArena(memory)

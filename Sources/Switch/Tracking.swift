@@ -73,6 +73,11 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.options.clear()
 }
 
+/// Whether any descriptor can be the switch's at all.
+package var switchHasDescriptors: Bool {
+    privateState.pointee.highestDescriptor != 0 || privateState.pointee.arena != nil
+}
+
 func noteHighest(_ fd: Int32) {
     if fd >= privateState.pointee.highestDescriptor { privateState.pointee.highestDescriptor = fd &+ 1 }
 }

@@ -30,7 +30,7 @@ import Testing
             "_IO_fdopen",
             "__chk_fail", "__errno_location", "__libc_single_threaded", "__register_atfork", "__sigaction", "clock_gettime", "dlsym",
             "environ", "memchr", "memcmp", "memcpy", "memmove", "memset", "pthread_setcanceltype", "pthread_testcancel",
-            "sched_getcpu", "sigaddset", "strlen", "strncmp", "strnlen",
+            "sched_getcpu", "sigaddset", "sigdelset", "sigemptyset", "strlen", "strncmp", "strnlen",
             // How a shared object is made: weak, and absent in most programs.
             "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__cxa_finalize", "__gmon_start__", "__tls_get_addr",
         ]

@@ -70,6 +70,8 @@
     X(SS_P, bsd_signal, (int signal, SS_P handler)) \
     X(SS_P, sysv_signal, (int signal, SS_P handler)) \
     X(SS_P, __sysv_signal, (int signal, SS_P handler)) \
+    X(SS_P, sigset, (int signal, SS_P handler)) \
+    X(int, sigignore, (int signal)) \
     X(int, siginterrupt, (int signal, int interrupts))
 
 /// The functions behind ours, each with libc's own signature, errno and cancellation. Until `ss_find_real_functions` ran
@@ -92,6 +94,11 @@ const char *_Nullable ss_copy_environment(const char *name, int which) __attribu
 /// this before it begins and when a signal interrupted it.
 extern void pthread_testcancel(void);
 static inline void ss_test_cancel(void) { pthread_testcancel(); }
+
+/// signal(3), or with `once` its System V form, siginterrupt(3) and sigset(3) for a signal that `ss_program_sigaction` has.
+SS_P ss_program_signal(int signal, SS_P handler, int once) __attribute__((visibility("hidden")));
+int ss_program_siginterrupt(int signal, int interrupts) __attribute__((visibility("hidden")));
+SS_P ss_program_sigset(int signal, SS_P handler) __attribute__((visibility("hidden")));
 
 /// pthread_atfork.
 void ss_register_fork_hooks(void (*before)(void), void (*parent)(void), void (*child)(void))

@@ -29,6 +29,7 @@
 #include <sys/un.h>
 #include <time.h>
 
+#include "ProgramMemory.h"
 #include "sockswitch/spi.h"
 
 // MARK: Raw system calls. All return a value >= 0 or -errno; none touches the caller's errno.
