@@ -37,9 +37,41 @@ STUB(ssize_t, sendfile64, (int o, int i, int64_t *p, size_t n), CALL(sendfile, o
 STUB(int, sendmmsg, (int fd, struct mmsghdr *m, unsigned n, int g), CALL(sendmmsg, fd, m, n, g, 0, 0))
 STUB(int, recvmmsg, (int fd, struct mmsghdr *m, unsigned n, int g, struct timespec *t), CALL(recvmmsg, fd, m, n, g, t, 0))
 STUB(ssize_t, splice, (int i, int64_t *p, int o, int64_t *q, size_t n, unsigned g), CALL(splice, i, p, o, q, n, g))
-// libc's function under its other exported name.
-extern void *_IO_fdopen(int, const char *);
-static void *stub_fdopen(int fd, const char *mode) { return _IO_fdopen(fd, mode); }
+// Functions that no system call replaces are looked for at once.
+#define FOUND(name, none, ...) \
+    do { \
+        __typeof__(ss_real.name) found = (__typeof__(ss_real.name))dlsym(RTLD_NEXT, #name); \
+        if (found) return found(__VA_ARGS__); \
+        errno = ENOSYS; \
+        return none; \
+    } while (0)
+static void *stub_fdopen(int fd, const char *mode) { FOUND(fdopen, NULL, fd, mode); }
+static int stub_vdprintf(int fd, const char *format, va_list arguments) { FOUND(vdprintf, -1, fd, format, arguments); }
+static int stub___vdprintf_chk(int fd, int flag, const char *format, va_list arguments) {
+    FOUND(__vdprintf_chk, -1, fd, flag, format, arguments);
+}
+static int stub_aio_read(void *request) { FOUND(aio_read, -1, request); }
+static int stub_aio_write(void *request) { FOUND(aio_write, -1, request); }
+static int stub_lio_listio(int mode, void *list, int count, void *event) { FOUND(lio_listio, -1, mode, list, count, event); }
+// The kernel takes an offset in two halves; on 64-bit machines the first one is all of it.
+STUB(ssize_t, preadv2, (int fd, const struct iovec *v, int n, int64_t o, int g), CALL(preadv2, fd, v, n, o, 0, g))
+STUB(ssize_t, pwritev2, (int fd, const struct iovec *v, int n, int64_t o, int g), CALL(pwritev2, fd, v, n, o, 0, g))
+static int stub_sockatmark(int fd) {
+    int mark;
+    return result_of(CALL(ioctl, fd, SIOCATMARK, &mark, 0, 0, 0)) < 0 ? -1 : mark;
+}
+static int stub_eventfd_read(int fd, uint64_t *value) { return stub_read(fd, value, 8) == 8 ? 0 : -1; }
+static int stub_eventfd_write(int fd, uint64_t value) { return stub_write(fd, &value, 8) == 8 ? 0 : -1; }
+static long stub_syscall(long number, long a, long b, long c, long d, long e, long f) {
+    return result_of(ss_syscall6(number, a, b, c, d, e, f));
+}
+// liburing's functions return -errno, and may not be there at all.
+static int stub_io_uring_setup(unsigned entries, void *parameters) {
+    return (int)CALL(io_uring_setup, entries, parameters, 0, 0, 0, 0);
+}
+static int stub_io_uring_queue_init(unsigned entries, void *ring, unsigned flags) { return -ENOSYS; }
+static int stub_io_uring_queue_init_params(unsigned entries, void *ring, void *parameters) { return -ENOSYS; }
+static int stub_io_uring_queue_init_mem(unsigned entries, void *ring, void *parameters, void *memory, size_t bytes) { return -ENOSYS; }
 
 static ssize_t stub___read_chk(int fd, void *p, size_t n, size_t size) {
     if (n > size) __chk_fail();
@@ -218,4 +250,31 @@ const char *ss_copy_environment(const char *name, int which) {
 
 void ss_register_fork_hooks(void (*before)(void), void (*parent)(void), void (*child)(void)) {
     pthread_atfork(before, parent, child);
+}
+
+// MARK: Variadic names
+
+extern void ss_before_formatted_write(int fd);
+
+__attribute__((visibility("default"))) int vdprintf(int fd, const char *format, va_list arguments) {
+    ss_before_formatted_write(fd);
+    return ss_real.vdprintf(fd, format, arguments);
+}
+__attribute__((visibility("default"))) int __vdprintf_chk(int fd, int flag, const char *format, va_list arguments) {
+    ss_before_formatted_write(fd);
+    return ss_real.__vdprintf_chk(fd, flag, format, arguments);
+}
+__attribute__((visibility("default"))) int dprintf(int fd, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int result = vdprintf(fd, format, arguments);
+    va_end(arguments);
+    return result;
+}
+__attribute__((visibility("default"))) int __dprintf_chk(int fd, int flag, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int result = __vdprintf_chk(fd, flag, format, arguments);
+    va_end(arguments);
+    return result;
 }

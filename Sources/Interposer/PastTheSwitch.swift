@@ -1,16 +1,34 @@
 import CInterposer
 import CSocketSwitch
 
-// Calls that move a socket's data inside the kernel or inside libc, where the switch does not see them.
+// Calls that move a socket's data inside the kernel or inside libc, where the switch does not see them: the socket goes back
+// to TCP first, for good.
 
-/// A socket behind a FILE stays on TCP.
+/// Whether the kernel alone has the socket's stream from now on. (False: bytes that only the companion has are unread, and
+/// nobody is there to send them again.)
+@inline(never)
+func keepOnTCP(_ fd: Int32) -> Bool { switchKeepsOnTCP(fd) }
+
+@inline(__always)
+private func isOnTCP(_ fd: Int32) -> Bool { descriptorEntry(fd) == 0 || keepOnTCP(fd) }
+
+// MARK: stdio
+
 @c(fdopen) public func interposedFdopen(_ fd: Int32, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
-    if descriptorEntry(fd) != 0 { keepOnTCP(fd) }
+    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd) }
     return ss_real.fdopen(fd, mode)
 }
 
-@inline(never)
-private func keepOnTCP(_ fd: Int32) { _ = switchKeepsOnTCP(fd) }
+@c(_IO_fdopen) public func interposedIOFdopen(_ fd: Int32, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
+    interposedFdopen(fd, mode)
+}
+
+/// dprintf and its relatives, which C forwards here: libc writes by itself. Before that call the socket goes to TCP.
+@c(ss_before_formatted_write) public func beforeFormattedWrite(_ fd: Int32) {
+    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd) }
+}
+
+// MARK: splice
 
 @c(splice) public func interposedSplice(
     _ input: Int32, _ inputOffset: UnsafeMutablePointer<Int64>?, _ output: Int32,
@@ -21,14 +39,73 @@ private func keepOnTCP(_ fd: Int32) { _ = switchKeepsOnTCP(fd) }
         : trackedSplice(input, inputOffset, output, outputOffset, count, flags)
 }
 
-/// A socket that has its companion already cannot be spliced: EINVAL, on which programs copy.
+/// EINVAL, on which programs copy, is what a socket answers that cannot go back now.
 @inline(never)
 func trackedSplice(
     _ input: Int32, _ inputOffset: UnsafeMutablePointer<Int64>?, _ output: Int32,
     _ outputOffset: UnsafeMutablePointer<Int64>?, _ count: Int, _ flags: UInt32
 ) -> Int {
-    if switchKeepsOnTCP(input), switchKeepsOnTCP(output) {
+    if isOnTCP(input), isOnTCP(output) {
         return ss_real.splice(input, inputOffset, output, outputOffset, count, flags)
     }
     return answer(0 &- Int(EINVAL))
+}
+
+// MARK: Asynchronous I/O of POSIX, which threads of libc carry out
+
+@c(aio_read) public func interposedAioRead(_ request: UnsafeMutableRawPointer?) -> Int32 {
+    isOnTCP(ss_descriptor_of_aio(request)) ? ss_real.aio_read(request) : answer32(0 &- Int(EAGAIN))
+}
+
+@c(aio_write) public func interposedAioWrite(_ request: UnsafeMutableRawPointer?) -> Int32 {
+    isOnTCP(ss_descriptor_of_aio(request)) ? ss_real.aio_write(request) : answer32(0 &- Int(EAGAIN))
+}
+
+@c(lio_listio) public func interposedLioListio(
+    _ mode: Int32, _ list: UnsafeMutableRawPointer?, _ count: Int32, _ event: UnsafeMutableRawPointer?
+) -> Int32 {
+    var index: Int32 = 0
+    while index < count {
+        if !isOnTCP(ss_descriptor_of_aio_in(list, index)) { return answer32(0 &- Int(EAGAIN)) }
+        index &+= 1
+    }
+    return ss_real.lio_listio(mode, list, count, event)
+}
+
+@c(aio_read64) public func interposedAioRead64(_ request: UnsafeMutableRawPointer?) -> Int32 { interposedAioRead(request) }
+@c(aio_write64) public func interposedAioWrite64(_ request: UnsafeMutableRawPointer?) -> Int32 { interposedAioWrite(request) }
+@c(lio_listio64) public func interposedLioListio64(
+    _ mode: Int32, _ list: UnsafeMutableRawPointer?, _ count: Int32, _ event: UnsafeMutableRawPointer?
+) -> Int32 {
+    interposedLioListio(mode, list, count, event)
+}
+
+// MARK: io_uring
+//
+// A ring moves data of any descriptor without a call that could be seen; liburing even makes its system calls itself. What
+// can be seen is that a ring is made: by syscall(), or by liburing as a shared library.
+
+@c(io_uring_setup) public func interposedRingSetup(_ entries: UInt32, _ parameters: UnsafeMutableRawPointer?) -> Int32 {
+    switchRingIsMade()
+    return ss_real.io_uring_setup(entries, parameters)
+}
+
+@c(io_uring_queue_init) public func interposedQueueInit(_ entries: UInt32, _ ring: UnsafeMutableRawPointer?, _ flags: UInt32) -> Int32 {
+    switchRingIsMade()
+    return ss_real.io_uring_queue_init(entries, ring, flags)
+}
+
+@c(io_uring_queue_init_params) public func interposedQueueInitParameters(
+    _ entries: UInt32, _ ring: UnsafeMutableRawPointer?, _ parameters: UnsafeMutableRawPointer?
+) -> Int32 {
+    switchRingIsMade()
+    return ss_real.io_uring_queue_init_params(entries, ring, parameters)
+}
+
+@c(io_uring_queue_init_mem) public func interposedQueueInitMemory(
+    _ entries: UInt32, _ ring: UnsafeMutableRawPointer?, _ parameters: UnsafeMutableRawPointer?,
+    _ memory: UnsafeMutableRawPointer?, _ bytes: Int
+) -> Int32 {
+    switchRingIsMade()
+    return ss_real.io_uring_queue_init_mem(entries, ring, parameters, memory, bytes)
 }

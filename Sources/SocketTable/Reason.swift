@@ -27,6 +27,7 @@ package enum Reason: UInt64, Sendable {
     case socketTableFull = 23
     case handedOver = 24
     case peerPolicy = 25
+    case ioUring = 26
 
     /// One line for an operator.
     package var text: StaticString {
@@ -57,6 +58,7 @@ package enum Reason: UInt64, Sendable {
         case .socketTableFull: "the socket table is full"
         case .handedOver: "passed to another program"
         case .peerPolicy: "the peer keeps it on TCP"
+        case .ioUring: "the program has an io_uring, which moves data past the switch"
         }
     }
 }

@@ -31,6 +31,8 @@ package struct PrivateState {
     package var neverSpin: Bool
     package var eager: Bool
     package var enabled: Bool
+    /// The process has made an io_uring.
+    package var hasRing: Bool
     /// Companions that wait for their provider (listening ones included): data calls look at the event words while > 0.
     package var pendingCompanions: Int32
     /// Signals (bit n-1) whose handler was installed without SA_RESTART.

@@ -40,6 +40,7 @@ func track(_ fd: Int32, kind: UInt64, nonBlocking: Bool) -> Int {
     slot.kind.store(kind)
     noteHighest(fd)
     setDescriptorEntry(fd, kind: DescriptorKind.socket, index: UInt32(index))
+    if state.pointee.hasRing { keepOnTCP(index, .ioUring) }
     return index
 }
 

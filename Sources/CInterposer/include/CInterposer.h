@@ -3,6 +3,8 @@
 #pragma once
 #include "CSocketSwitch.h"
 
+#include <stdarg.h>
+
 // Only that: a system header that is named here first would belong to this module and be unseen in the core's files.
 
 #pragma clang assume_nonnull begin
@@ -31,6 +33,21 @@
     X(int, recvmmsg, (int fd, struct mmsghdr *_Nullable list, unsigned count, int flags, struct timespec *_Nullable timeout)) \
     X(ssize_t, splice, (int in, int64_t *_Nullable in_offset, int out, int64_t *_Nullable out_offset, size_t count, unsigned flags)) \
     X(SS_P, fdopen, (int fd, const char *_Nullable mode)) \
+    X(int, vdprintf, (int fd, const char *_Nullable format, va_list arguments)) \
+    X(int, __vdprintf_chk, (int fd, int flag, const char *_Nullable format, va_list arguments)) \
+    X(ssize_t, preadv2, (int fd, const struct iovec *_Nullable list, int count, int64_t offset, int flags)) \
+    X(ssize_t, pwritev2, (int fd, const struct iovec *_Nullable list, int count, int64_t offset, int flags)) \
+    X(int, aio_read, (SS_P request)) \
+    X(int, aio_write, (SS_P request)) \
+    X(int, lio_listio, (int mode, SS_P list, int count, SS_P event)) \
+    X(int, sockatmark, (int fd)) \
+    X(int, eventfd_read, (int fd, uint64_t *_Nullable value)) \
+    X(int, eventfd_write, (int fd, uint64_t value)) \
+    X(long, syscall, (long number, long a, long b, long c, long d, long e, long f)) \
+    X(int, io_uring_setup, (unsigned entries, SS_P parameters)) \
+    X(int, io_uring_queue_init, (unsigned entries, SS_P ring, unsigned flags)) \
+    X(int, io_uring_queue_init_params, (unsigned entries, SS_P ring, SS_P parameters)) \
+    X(int, io_uring_queue_init_mem, (unsigned entries, SS_P ring, SS_P parameters, SS_P memory, size_t bytes)) \
     X(ssize_t, __read_chk, (int fd, SS_P buffer, size_t count, size_t size)) \
     X(ssize_t, __recv_chk, (int fd, SS_P buffer, size_t count, size_t size, int flags)) \
     X(ssize_t, __recvfrom_chk, (int fd, SS_P buffer, size_t count, size_t size, int flags, SS_P address, SS_LENGTH length)) \
@@ -89,6 +106,17 @@ void ss_find_real_functions(void) __attribute__((visibility("hidden")));
 /// The value of an environment variable, copied into storage of its own the first time (programs overwrite the
 /// memory of their environment); NULL when absent or longer than `capacity` - 1 bytes. `which`: 0...3, one storage each.
 const char *_Nullable ss_copy_environment(const char *name, int which) __attribute__((visibility("hidden")));
+
+/// The descriptor of a struct aiocb, and of entry `index` of a list of pointers to them; -1 for a pointer that is none.
+static inline int ss_descriptor_of_aio(const void *_Nullable request) {
+    int fd;
+    return ss_copy_program_memory(&fd, request, sizeof fd) == 0 ? fd : -1;
+}
+static inline int ss_descriptor_of_aio_in(void *_Nullable list, int index) {
+    void *_Nullable request;
+    if (!list || ss_copy_program_memory(&request, (char *)list + index * (long)sizeof request, sizeof request) != 0) return -1;
+    return ss_descriptor_of_aio(request);
+}
 
 /// Acts on a pending cancellation of the calling thread: every tracked call that libc makes a cancellation point does
 /// this before it begins and when a signal interrupted it.

@@ -190,6 +190,7 @@ enum {
     SOCKSWITCH_REASON_SOCKET_TABLE_FULL = 23,  // the socket table is full
     SOCKSWITCH_REASON_HANDED_OVER = 24,  // passed to another program
     SOCKSWITCH_REASON_PEER_POLICY = 25,  // the peer keeps it on TCP
+    SOCKSWITCH_REASON_IO_URING = 26,  // the process has an io_uring
 };
 
 /// One local address that a provider controls, with the length of its subnet's prefix in bits (0 … 32 for IPv4, 0 … 128

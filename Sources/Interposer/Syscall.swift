@@ -1,0 +1,125 @@
+import CInterposer
+import CSocketSwitch
+
+/// syscall(): what it does to a socket of the switch goes where the named call goes. The program passes up to six machine
+/// words; all six are taken, as libc does it. Results and errno have the form of the named calls.
+@c(syscall) public func interposedSyscall(
+    _ number: Int, _ a: Int, _ b: Int, _ c: Int, _ d: Int, _ e: Int, _ f: Int
+) -> Int {
+    // Others, futex above all, are many: they must not pay for a search.
+    let call = Int32(truncatingIfNeeded: number)
+    if call == SYS_futex { return ss_real.syscall(number, a, b, c, d, e, f) }
+    let arguments = SystemCallArguments(a: a, b: b, c: c, d: d, e: e, f: f)
+    if arguments.isOfSwitch(call) { return arguments.perform(call) }
+    return ss_real.syscall(number, a, b, c, d, e, f)
+}
+
+private struct SystemCallArguments {
+    let a, b, c, d, e, f: Int
+
+    @inline(__always) private var fd: Int32 { Int32(truncatingIfNeeded: a) }
+    @inline(__always) private var second: Int32 { Int32(truncatingIfNeeded: b) }
+    @inline(__always) private var third: Int32 { Int32(truncatingIfNeeded: c) }
+    @inline(__always) private var fourth: Int32 { Int32(truncatingIfNeeded: d) }
+
+    private func pointer(_ word: Int) -> UnsafeMutableRawPointer? { UnsafeMutableRawPointer(bitPattern: word) }
+    private func typed<T>(_ word: Int, _ type: T.Type) -> UnsafeMutablePointer<T>? { UnsafeMutablePointer(bitPattern: word) }
+
+    /// Whether the call makes a socket, or is one that the switch must see and names one of its descriptors.
+    @inline(never)
+    func isOfSwitch(_ call: Int32) -> Bool {
+        switch call {
+        case SYS_socket, SYS_io_uring_setup, SYS_close_range, SYS_epoll_create1, SYS_accept, SYS_accept4: return true
+        case SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_recvfrom, SYS_sendto, SYS_recvmsg, SYS_sendmsg, SYS_recvmmsg,
+            SYS_sendmmsg, SYS_preadv2, SYS_pwritev2, SYS_sendfile, SYS_bind, SYS_listen, SYS_connect, SYS_shutdown,
+            SYS_getsockopt, SYS_setsockopt, SYS_close, SYS_dup, SYS_fcntl, SYS_ioctl, SYS_epoll_pwait, SYS_epoll_pwait2:
+            return descriptorEntry(fd) != 0
+        case SYS_dup3: return descriptorEntry(fd) | descriptorEntry(second) != 0
+        case SYS_epoll_ctl, SYS_splice: return descriptorEntry(fd) | descriptorEntry(third) != 0
+        case SYS_ppoll: return containsTracked(typed(a, pollfd.self), UInt(bitPattern: b))
+        case SYS_pselect6: return containsTracked(fd, pointer(b), pointer(c), pointer(d))
+        default:
+            #if arch(x86_64)
+            switch call {
+            case SYS_epoll_create: return true
+            case SYS_epoll_wait: return descriptorEntry(fd) != 0
+            case SYS_dup2: return descriptorEntry(fd) | descriptorEntry(second) != 0
+            case SYS_poll: return containsTracked(typed(a, pollfd.self), UInt(bitPattern: b))
+            case SYS_select: return containsTracked(fd, pointer(b), pointer(c), pointer(d))
+            default: return false
+            }
+            #else
+            return false
+            #endif
+        }
+    }
+
+    @inline(never)
+    func perform(_ call: Int32) -> Int {
+        switch call {
+        case SYS_socket: return Int(interposedSocket(fd, second, third))
+        case SYS_io_uring_setup:
+            switchRingIsMade()
+            return ss_real.syscall(Int(call), a, b, c, d, e, f)
+        case SYS_close_range: return Int(interposedCloseRange(UInt32(truncatingIfNeeded: a), UInt32(truncatingIfNeeded: b), third))
+        case SYS_epoll_create1: return Int(interposedEpollCreate1(fd))
+        case SYS_accept: return Int(interposedAccept(fd, pointer(b), typed(c, UInt32.self)))
+        case SYS_accept4: return Int(interposedAccept4(fd, pointer(b), typed(c, UInt32.self), fourth))
+        case SYS_read: return interposedRead(fd, pointer(b), c)
+        case SYS_write: return interposedWrite(fd, pointer(b), c)
+        case SYS_readv: return interposedReadv(fd, typed(b, iovec.self), third)
+        case SYS_writev: return interposedWritev(fd, typed(b, iovec.self), third)
+        case SYS_recvfrom: return interposedRecvfrom(fd, pointer(b), c, fourth, pointer(e), typed(f, UInt32.self))
+        case SYS_sendto: return interposedSendto(fd, pointer(b), c, fourth, pointer(e), UInt32(truncatingIfNeeded: f))
+        case SYS_recvmsg: return interposedRecvmsg(fd, typed(b, msghdr.self), third)
+        case SYS_sendmsg: return interposedSendmsg(fd, typed(b, msghdr.self), third)
+        case SYS_recvmmsg:
+            return Int(interposedRecvmmsg(fd, typed(b, mmsghdr.self), UInt32(truncatingIfNeeded: c), fourth, typed(e, timespec.self)))
+        case SYS_sendmmsg: return Int(interposedSendmmsg(fd, typed(b, mmsghdr.self), UInt32(truncatingIfNeeded: c), fourth))
+        // The offset is in two halves, the first of which is all of it.
+        case SYS_preadv2: return interposedPreadv2(fd, typed(b, iovec.self), third, Int64(d), Int32(truncatingIfNeeded: f))
+        case SYS_pwritev2: return interposedPwritev2(fd, typed(b, iovec.self), third, Int64(d), Int32(truncatingIfNeeded: f))
+        case SYS_sendfile: return interposedSendfile(fd, second, typed(c, Int64.self), d)
+        case SYS_splice:
+            return interposedSplice(fd, typed(b, Int64.self), third, typed(d, Int64.self), e, UInt32(truncatingIfNeeded: f))
+        case SYS_bind: return Int(interposedBind(fd, pointer(b), UInt32(truncatingIfNeeded: c)))
+        case SYS_listen: return Int(interposedListen(fd, second))
+        case SYS_connect: return Int(interposedConnect(fd, pointer(b), UInt32(truncatingIfNeeded: c)))
+        case SYS_shutdown: return Int(interposedShutdown(fd, second))
+        case SYS_getsockopt: return Int(interposedGetsockopt(fd, second, third, pointer(d), typed(e, UInt32.self)))
+        case SYS_setsockopt: return Int(interposedSetsockopt(fd, second, third, pointer(d), UInt32(truncatingIfNeeded: e)))
+        case SYS_close: return Int(interposedClose(fd))
+        case SYS_dup: return Int(interposedDup(fd))
+        case SYS_dup3: return Int(interposedDup3(fd, second, third))
+        case SYS_fcntl: return Int(interposedFcntl(fd, second, c))
+        case SYS_ioctl: return Int(interposedIoctl(fd, UInt(UInt32(truncatingIfNeeded: b)), pointer(c)))
+        case SYS_epoll_ctl: return Int(interposedEpollCtl(fd, second, third, typed(d, epoll_event.self)))
+        case SYS_epoll_pwait: return Int(interposedEpollPwait(fd, typed(b, epoll_event.self), third, fourth, pointer(e)))
+        case SYS_epoll_pwait2:
+            return Int(interposedEpollPwait2(fd, typed(b, epoll_event.self), third, typed(d, timespec.self), pointer(e)))
+        case SYS_ppoll: return Int(interposedPpoll(typed(a, pollfd.self), UInt(bitPattern: b), typed(c, timespec.self), pointer(d)))
+        case SYS_pselect6:
+            // The sixth argument points to the mask and its size.
+            var mask: UInt = 0
+            if let pair = pointer(f), ss_copy_program_memory(&mask, pair, 8) != 0 {
+                return ss_real.syscall(Int(call), a, b, c, d, e, f)
+            }
+            return Int(interposedPselect(fd, pointer(b), pointer(c), pointer(d), typed(e, timespec.self), UnsafeRawPointer(bitPattern: mask)))
+        default: return performOld(call)
+        }
+    }
+
+    private func performOld(_ call: Int32) -> Int {
+        #if arch(x86_64)
+        switch call {
+        case SYS_epoll_create: return Int(interposedEpollCreate(fd))
+        case SYS_epoll_wait: return Int(interposedEpollWait(fd, typed(b, epoll_event.self), third, fourth))
+        case SYS_dup2: return Int(interposedDup2(fd, second))
+        case SYS_poll: return Int(interposedPoll(typed(a, pollfd.self), UInt(bitPattern: b), third))
+        case SYS_select: return Int(interposedSelect(fd, pointer(b), pointer(c), pointer(d), typed(e, timeval.self)))
+        default: break
+        }
+        #endif
+        return ss_real.syscall(Int(call), a, b, c, d, e, f)
+    }
+}

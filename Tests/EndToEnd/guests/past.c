@@ -1,0 +1,254 @@
+// Calls that reach a socket by another way than the socket interface: every byte and its order the same as on TCP.
+#include "carriers.h"
+#include <aio.h>
+#include <sys/eventfd.h>
+
+static void expect(int fd, const char *text) {
+    char got[256] = {0};
+    long count = recv(fd, got, strlen(text), MSG_WAITALL);
+    say("%s %ld %s\n", text, count, memcmp(got, text, strlen(text)) ? got : "the same");
+}
+
+static void formatted(void) {
+    struct ends e = make_ends();
+    char big[3000];
+    memset(big, 'b', sizeof big);
+    big[sizeof big - 1] = 0;
+    for (int i = 0; i < 3; i++) {
+        SHOW(write(e.client, "before ", 7));
+        SHOW(dprintf(e.client, "%d %s ", 42, "formatted"));
+        SHOW(write(e.client, "after", 5));
+        expect(e.server, "before 42 formatted after");
+    }
+    SHOW(dprintf(e.server, "%s", big));
+    SHOW(recv(e.client, big, 2999, MSG_WAITALL));
+    SHOW(dprintf(-1, "x"));
+    close_ends(e);
+}
+
+static void stream(void) {
+    struct ends e = make_ends();
+    SHOW(write(e.client, "first line\n", 11));
+    SHOW(write(e.server, "before ", 7));
+    FILE *file = fdopen(e.server, "r+");
+    setvbuf(file, NULL, _IOLBF, 0);
+    char line[64] = "";
+    SHOW(write(e.client, "second line\n", 12));
+    say("%s", fgets(line, sizeof line, file));
+    say("%s", fgets(line, sizeof line, file));
+    fprintf(file, "printed %d\n", 7);
+    fflush(file);
+    expect(e.client, "before printed 7\n");
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(fgets(line, sizeof line, file) == NULL);
+    SHOW(fclose(file));
+    SHOW(recv(e.client, line, 1, 0));
+    close(e.client);
+}
+
+static void positioned(void) {
+    struct ends e = make_ends();
+    char got[16] = "";
+    struct iovec v[2] = {{"abc", 3}, {"de", 2}}, r[2] = {{got, 2}, {got + 2, 14}};
+    SHOW(pread(e.server, got, 1, 0));
+    SHOW(pwrite(e.client, "x", 1, 0));
+    SHOW(pread(e.server, got, 1, -1));
+    SHOW(preadv(e.server, r, 2, 0));
+    SHOW(pwritev(e.client, v, 2, 0));
+    SHOW(preadv2(e.server, r, 2, 0, 0));
+    SHOW(pwritev2(e.client, v, 2, 5, 0));
+    SHOW(pwritev2(e.client, v, 2, -2, 0));
+    SHOW(preadv2(e.server, r, 2, -1, RWF_NOWAIT));
+    SHOW(pwritev2(e.client, v, 2, -1, 0));
+    SHOW(preadv2(e.server, r, 2, -1, 0));
+    SHOW(memcmp(got, "abcde", 5));
+    SHOW(pwritev2(e.client, v, 2, -1, RWF_NOWAIT));
+    SHOW(preadv2(e.server, r, 1, -1, RWF_HIPRI | RWF_NOWAIT));
+    SHOW(preadv2(e.server, r, 2, -1, 0x4000));
+    SHOW(preadv2(e.server, r, 2, -1, 0));
+    SHOW(preadv2(e.server, r, 0, -1, 0));
+    SHOW(preadv2(e.server, r, -1, -1, 0));
+    SHOW(pwritev2(e.client, NULL, 1, -1, 0));
+    SHOW(lseek(e.client, 0, SEEK_CUR));
+    close_ends(e);
+}
+
+static void files(void) {
+    struct ends e = make_ends(), f = make_ends();
+    char got[16] = "";
+    int pipes[2], file = open("/proc/self/exe", O_RDONLY);
+    off_t offset = 0;
+    pipe(pipes);
+    SHOW(write(e.client, "0123456789", 10));
+    SHOW(sendfile(f.client, e.server, NULL, 5));
+    SHOW(sendfile(f.client, e.server, &offset, 5));
+    SHOW(sendfile(pipes[1], e.server, NULL, 5));
+    SHOW(copy_file_range(e.server, NULL, f.client, NULL, 5, 0));
+    SHOW(copy_file_range(file, NULL, f.client, NULL, 5, 0));
+    SHOW(tee(e.server, pipes[1], 5, 0));
+    SHOW(tee(pipes[0], f.client, 5, 0));
+    SHOW(vmsplice(e.client, &(struct iovec){"x", 1}, 1, 0));
+    SHOW(splice(e.server, NULL, pipes[1], NULL, 5, 0));
+    SHOW(read(pipes[0], got, 16));
+    SHOW(recv(e.server, got, 16, 0));
+    SHOW(write(pipes[1], "spliced", 7));
+    SHOW(write(f.client, "before ", 7));
+    SHOW(splice(pipes[0], NULL, f.client, NULL, 7, 0));
+    SHOW(write(f.client, " after", 6));
+    expect(f.server, "before spliced after");
+    SHOW(fsync(e.client));
+    SHOW(ftruncate(e.client, 0));
+    SHOW(posix_fadvise(e.client, 0, 0, POSIX_FADV_NORMAL));
+    SHOW(isatty(e.client));
+    close(file);
+    close(pipes[0]);
+    close(pipes[1]);
+    close_ends(e);
+    close_ends(f);
+}
+
+static void asynchronous(void) {
+    struct ends e = make_ends();
+    char got[16] = "";
+    SHOW(write(e.client, "one ", 4));
+    struct aiocb w = {.aio_fildes = e.client, .aio_buf = "two", .aio_nbytes = 3}, r = {.aio_fildes = e.server, .aio_buf = got, .aio_nbytes = 7};
+    const struct aiocb *wait[] = {&w};
+    SHOW(aio_write(&w));
+    SHOW(aio_suspend(wait, 1, NULL));
+    SHOW(aio_return(&w));
+    expect(e.server, "one two");
+    SHOW(write(e.client, "one two", 7));
+    wait[0] = &r;
+    SHOW(aio_read(&r));
+    SHOW(aio_suspend(wait, 1, NULL));
+    SHOW(aio_return(&r));
+    SHOW(memcmp(got, "one two", 7));
+    close_ends(e);
+    e = make_ends();
+    struct aiocb *list[] = {&w, &r};
+    w.aio_fildes = e.client;
+    r.aio_fildes = e.server;
+    r.aio_nbytes = 3;
+    w.aio_lio_opcode = LIO_WRITE;
+    r.aio_lio_opcode = LIO_READ;
+    memset(got, 0, sizeof got);
+    SHOW(lio_listio(LIO_WAIT, list, 2, NULL));
+    SHOW(memcmp(got, "two", 3));
+    close_ends(e);
+}
+
+static void aliases(void) {
+    struct ends e = make_ends();
+    uint64_t value = 0;
+    extern long __read(int, void *, size_t), __write(int, const void *, size_t), __send(int, const void *, size_t, int);
+    char got[16] = "";
+    SHOW(__write(e.client, "abc", 3));
+    SHOW(__send(e.client, "def", 3, 0));
+    SHOW(recv(e.server, got, 6, MSG_WAITALL));
+    SHOW(write(e.client, "ghi", 3));
+    SHOW(__read(e.server, got, 3));
+    SHOW(memcmp(got, "ghidef", 6));
+    SHOW(eventfd_write(e.client, 0x4142434445464748));
+    SHOW(eventfd_read(e.server, &value));
+    SHOW(value == 0x4142434445464748);
+    SHOW(sockatmark(e.server));
+    SHOW(sockatmark(-1));
+    close_ends(e);
+}
+
+static void system_calls(void) {
+    struct ends e = make_ends();
+    char got[64] = "";
+    struct iovec v = {got, 3}, o = {"wri", 3};
+    struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1}, n = {.msg_iov = &o, .msg_iovlen = 1};
+    int value = 0;
+    struct pollfd p = {e.server, POLLIN, 0};
+    SHOW(syscall(SYS_write, e.client, "abc", 3));
+    SHOW(syscall(SYS_writev, e.client, &o, 1));
+    SHOW(syscall(SYS_sendto, e.client, "def", 3, 0, NULL, 0));
+    SHOW(syscall(SYS_sendmsg, e.client, &n, 0));
+    SHOW(syscall(SYS_pwritev2, e.client, &o, 1, -1L, -1L, 0));
+    SHOW(syscall(SYS_poll, &p, 1, 1000));
+    SHOW(p.revents);
+    SHOW(syscall(SYS_ppoll, &p, 1, NULL, NULL, 8));
+    expect(e.server, "abcwridefwriwri");
+    SHOW(syscall(SYS_recvfrom, e.server, got, 1, MSG_DONTWAIT, NULL, NULL));
+    SHOW(write(e.client, "0123456789abcdef", 16));
+    SHOW(syscall(SYS_ioctl, e.server, FIONREAD, &value));
+    SHOW(value);
+    SHOW(syscall(SYS_read, e.server, got, 3));
+    SHOW(syscall(SYS_readv, e.server, &v, 1));
+    SHOW(syscall(SYS_recvfrom, e.server, got, 3, 0, NULL, NULL));
+    SHOW(syscall(SYS_recvmsg, e.server, &m, 0));
+    SHOW(syscall(SYS_preadv2, e.server, &v, 1, -1L, -1L, 0));
+    SHOW(recv(e.server, got, 64, 0));
+    int copy = syscall(SYS_dup, e.client);
+    SHOW(copy > e.client);
+    SHOW(syscall(SYS_write, copy, "dup", 3));
+    SHOW(syscall(SYS_close, copy));
+    expect(e.server, "dup");
+    SHOW(syscall(SYS_fcntl, e.client, F_SETFL, O_NONBLOCK));
+    SHOW(recv(e.client, got, 1, 0));
+    SHOW(syscall(SYS_shutdown, e.client, SHUT_WR));
+    SHOW(syscall(SYS_read, e.server, got, 3));
+    SHOW(syscall(SYS_read, -1, got, 3));
+    SHOW(syscall(SYS_write, e.server, (void *)8, 3));
+    SHOW(syscall(100000, 1, 2, 3));
+    SHOW(syscall(SYS_close, e.server));
+    SHOW(recv(e.client, got, 1, 0));
+    close(e.client);
+}
+
+static volatile int signals_seen;
+static void on_io(int signal) { signals_seen++; }
+
+static void wait_for_signal(void) {
+    for (int i = 0; i < 2000 && !signals_seen; i++) usleep(1000);
+    say("signal %d\n", signals_seen > 0);
+    signals_seen = 0;
+}
+
+// SIGIO when data, and when the end, arrive: what was asked for before and after the connection moved.
+static void signal_driven(void) {
+    signal(SIGIO, on_io);
+    signal(SIGUSR2, on_io);
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        char got[8];
+        signals_seen = 0;
+        SHOW(fcntl(e.server, F_SETOWN, getpid()));
+        SHOW(fcntl(e.server, F_GETOWN) == getpid());
+        if (way == 0) SHOW(fcntl(e.server, F_SETFL, O_ASYNC));
+        else if (way == 1) SHOW(ioctl(e.server, FIOASYNC, &(int){1}));
+        else {
+            SHOW(fcntl(e.server, F_SETSIG, SIGUSR2));
+            SHOW(fcntl(e.server, F_SETFL, O_ASYNC | O_NONBLOCK));
+        }
+        SHOW(fcntl(e.server, F_GETFL));
+        SHOW(write(e.client, "x", 1));
+        wait_for_signal();
+        SHOW(recv(e.server, got, 8, 0));
+        SHOW(write(e.client, "y", 1));
+        wait_for_signal();
+        SHOW(recv(e.server, got, 8, 0));
+        SHOW(fcntl(e.server, F_SETFL, 0));
+        SHOW(write(e.client, "z", 1));
+        SHOW(recv(e.server, got, 8, 0));
+        close_ends(e);
+    }
+}
+
+int main(int count, char **arguments) {
+    moves = !(count > 1 && !strcmp(arguments[1], "plain"));
+    signal(SIGPIPE, SIG_IGN);
+    CASE(formatted);
+    CASE(stream);
+    CASE(positioned);
+    CASE(files);
+    CASE(asynchronous);
+    CASE(aliases);
+    CASE(system_calls);
+    CASE(signal_driven);
+    printf("%d different\n", failures);
+    return failures != 0;
+}
