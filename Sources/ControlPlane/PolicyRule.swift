@@ -68,8 +68,19 @@ package struct PolicyError: Error, Equatable, CustomStringConvertible {
 ///
 ///     # comment
 ///     allow|tcp  [program=GLOB] [address=ADDRESS[/PREFIX]] [port=N|N-M]
+///     wildcard = any|per-interface
 package struct PolicyFile: Equatable, Sendable {
+    /// What a listener on the wildcard address gets (WSD-C14).
+    package enum Wildcard: String, Sendable, CaseIterable {
+        /// One companion on the wildcard.
+        case any
+        /// One companion for each address that a provider serves.
+        case perInterface = "per-interface"
+    }
+
     package var rules: [PolicyRule] = []
+    /// nil: not said, which means `any`.
+    package var wildcard: Wildcard?
     package static let maximumRules = 64
 
     package init(rules: [PolicyRule] = []) { self.rules = rules }
@@ -79,6 +90,12 @@ package struct PolicyFile: Equatable, Sendable {
         var number = 0
         for line in text.split(omittingEmptySubsequences: false, whereSeparator: \.isNewline) {
             number += 1
+            var scanner = RuleScanner(String(line), source: source, line: number)
+            if let setting = try scanner.wildcardSetting() {
+                if wildcard != nil { throw scanner.error("`wildcard` is set twice", at: setting.column) }
+                wildcard = setting.value
+                continue
+            }
             if let rule = try PolicyFile.rule(String(line), source: source, line: number) {
                 rules.append(rule)
                 if rules.count > PolicyFile.maximumRules {
@@ -99,13 +116,15 @@ package struct PolicyFile: Equatable, Sendable {
         var scanner = RuleScanner(text, source: source, line: line)
         guard let (word, column) = scanner.nextWord() else { return nil }
         guard let action = PolicyRule.Action(rawValue: word) else {
-            throw scanner.error("a rule begins with `allow` or `tcp`, not `\(word)`", at: column)
+            throw scanner.error("a line begins with `allow`, `tcp` or `wildcard`, not with `\(word)`", at: column)
         }
         return try scanner.keys(of: PolicyRule(action: action))
     }
 
     /// The text for SOCKSWITCH_POLICY.
-    package var compiled: String { rules.map(\.compiled).joined(separator: ";") }
+    package var compiled: String {
+        ((wildcard == .perInterface ? ["w,i"] : []) + rules.map(\.compiled)).joined(separator: ";")
+    }
 }
 
 private struct RuleScanner {
@@ -134,6 +153,24 @@ private struct RuleScanner {
         let start = position
         while position < characters.count, !characters[position].isWhitespace, characters[position] != "#" { position += 1 }
         return (String(characters[start..<position]), start)
+    }
+
+    /// `wildcard = VALUE`, with blanks round the `=` or without; nil: the line is something else, and nothing was read.
+    mutating func wildcardSetting() throws(PolicyError) -> (value: PolicyFile.Wildcard, column: Int)? {
+        guard let (first, column) = nextWord() else { return nil }
+        guard first == "wildcard" || first.hasPrefix("wildcard=") else {
+            position = 0
+            return nil
+        }
+        position = column + "wildcard".count
+        while position < characters.count, characters[position].isWhitespace { position += 1 }
+        guard position < characters.count, characters[position] == "=" else { throw error("expected `=` after `wildcard`", at: position) }
+        position += 1
+        let names = PolicyFile.Wildcard.allCases.map { "`\($0.rawValue)`" }.joined(separator: " or ")
+        guard let (word, valueColumn) = nextWord() else { throw error("`wildcard =` needs a value: \(names)", at: position) }
+        guard let value = PolicyFile.Wildcard(rawValue: word) else { throw error("`wildcard` is \(names), not `\(word)`", at: valueColumn) }
+        if let (more, moreColumn) = nextWord() { throw error("nothing follows the value, but there is `\(more)`", at: moreColumn) }
+        return (value, column)
     }
 
     mutating func keys(of start: PolicyRule) throws(PolicyError) -> PolicyRule {

@@ -118,7 +118,8 @@ package enum Segment {
 ///     SOCKSWITCH_WAIT      `adaptive` (default) or `never` (never spin)
 ///     SOCKSWITCH_UPGRADE   `default` or `eager` (announce at once)
 ///
-/// A compiled policy is at most 64 rules joined by ';', each of exactly four fields joined by ',':
+/// A compiled policy is at most 64 rules joined by ';'. Before them there may be `w,i`: a listener on the wildcard gets a
+/// companion for each address. A rule is exactly four fields joined by ',':
 ///
 ///     ACTION,PROGRAM,ADDRESS,PORTS        for example  t,redis*,4:7f000000/8,6379-6380;a,*,*,*
 ///

@@ -73,6 +73,10 @@ package struct Connection {
     package var listenerGeneration: UInt64 = 0
     /// Of a listener: accepted sockets that may still be offered through its companion. Atomic, reached by address.
     package var dependents: UInt64 = 0
+    /// Of a wildcard listener under `wildcard = per-interface`: slot of the first of its companions, one an address; of such
+    /// a companion's record: the next one. 0 = none.
+    package var firstAddressCompanion: Int32 = 0
+    package var nextAddressCompanion: Int32 = 0
     /// In the switch's list of companions that wait for their provider.
     package var isPending = false
     package var nextPending: Int32 = 0

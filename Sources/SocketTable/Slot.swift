@@ -25,6 +25,8 @@ package struct Slot {
         package static var accepted: UInt64 { 4 }
         /// A listener that is closed, whose companion still serves connections that it accepted.
         package static var retired: UInt64 { 5 }
+        /// No socket of the program: one of the companions, one an address, of a listener on the wildcard (WSD-C14).
+        package static var addressCompanion: UInt64 { 6 }
     }
 
     /// How its data are carried.
@@ -187,6 +189,21 @@ package struct CompactAddress {
         default:
             return 0
         }
+    }
+
+    /// ::ffff:a.b.c.d, which is the IPv4 address a.b.c.d.
+    package var isMappedIPv4: Bool {
+        guard Int32(family) == AF_INET6 else { return false }
+        for index in 0..<10 where bytes.load(fromByteOffset: index, as: UInt8.self) != 0 { return false }
+        return bytes.load(fromByteOffset: 10, as: UInt16.self) == 0xFFFF
+    }
+
+    /// The same host address; port and scope may differ.
+    package func hasSameHost(as other: CompactAddress) -> Bool {
+        let isFour = Int32(family) == AF_INET || isMappedIPv4
+        guard family != 0, other.family != 0, isFour == (Int32(other.family) == AF_INET || other.isMappedIPv4) else { return false }
+        guard isFour else { return memcmp(bytes, other.bytes, 16) == 0 }
+        return memcmp(bytes + (isMappedIPv4 ? 12 : 0), other.bytes + (other.isMappedIPv4 ? 12 : 0), 4) == 0
     }
 
     /// 0.0.0.0 or ::.

@@ -71,32 +71,40 @@ func closeCompanion(_ index: Int) {
 /// The program's listen has succeeded (WSD-L1).
 func listenWithCompanion(_ fd: Int32, _ index: Int, _ backlog: Int32) {
     let session = sessionOf(index)
-    let connection = session.connection
     guard recordLocalAddress(fd, session.slot) else { return }
     session.slot.kind.store(Slot.Kind.listening)
     session.slot.reason.store(Reason.none.rawValue)
-    guard connection.pointee.companion == 0 else { return }
+    guard !hasListeningCompanion(index) else { return }
     guard policyAllows(session.slot.localAddress) else {
         session.slot.reason.store(Reason.policy.rawValue)
         return
+    }
+    if session.slot.localAddress.isWildcard, Policy.ofProcess.wildcardIsPerInterface {
+        return listenWithAddressCompanions(fd, index, backlog)
     }
     guard let entry = providerServing(session.slot.localAddress, asListener: true) else {
         session.slot.reason.store(Reason.noProvider.rawValue)
         return
     }
-    guard makeCompanion(index, entry) else { return }
+    makeListeningCompanion(index, entry, backlog)
+}
+
+/// The companion of a slot whose local address is known, from WSPSocket to WSPListen. False: there is none, and the slot
+/// has the reason.
+@discardableResult
+func makeListeningCompanion(_ index: Int, _ entry: UnsafeMutablePointer<ProviderEntry>, _ backlog: Int32) -> Bool {
+    guard makeCompanion(index, entry) else { return false }
+    let connection = sessionOf(index).connection
     let calls = entry.pointee.table.calls
     var error: Int32 = 0
     guard let listen = calls.lpWSPListen, listen(connection.pointee.companion, backlog, &error) == 0,
         let select = calls.lpWSPEventSelect, select(connection.pointee.companion, -1, Int32(FD_ACCEPT), &error) == 0
-    else {
-        companionFailed(index, .companionFailed)
-        return
-    }
+    else { return companionFailed(index, .companionFailed) }
     connection.pointee.companionPhase = CompanionPhase.listening
     let locked = waitForPendingLock()
     addPending(index)
     if locked { unlockPending() }
+    return true
 }
 
 /// The program's connect has succeeded or is under way: whether a provider serves the connection is decided now (WSD-C4,
@@ -150,7 +158,7 @@ func considerCompanion(_ fd: Int32, _ index: Int) {
         announce(fd, index)
     case CompanionPhase.offered:
         // The listening companion failed, and the offer with it.
-        if listeningCompanion(connection) == nil { withdrawOffer(index, .companionFailed) }
+        if listeningCompanion(session) == nil { withdrawOffer(index, .companionFailed) }
     case CompanionPhase.negotiating:
         if lockPending() {
             negotiateCompanion(index)
@@ -234,7 +242,7 @@ private func connectCompanion(_ fd: Int32, _ index: Int) {
 private func offer(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     let slot = session.slot
-    guard let (entry, companion) = listeningCompanion(session.connection) else { return keepOnTCP(index, .noProvider) }
+    guard let (entry, companion) = listeningCompanion(session) else { return keepOnTCP(index, .noProvider) }
     var offer = SOCKSWITCH_OFFER(BaseSocket: fd, Reserved: 0, Cookie: cookie(index, slot))
     guard entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_OFFER), input: &offer, size: MemoryLayout<SOCKSWITCH_OFFER>.size) == 0
     else {
@@ -479,15 +487,17 @@ private func takeRefusedOffers(_ entry: UnsafeMutablePointer<ProviderEntry>, _ c
 // MARK: The listener of an accepted socket
 
 /// Catalogue entry and listening companion through which an accepted socket is offered; nil: there is none any more.
-private func listeningCompanion(_ accepted: UnsafeMutablePointer<Connection>) -> (UnsafeMutablePointer<ProviderEntry>, UInt)? {
+private func listeningCompanion(_ session: Session) -> (UnsafeMutablePointer<ProviderEntry>, UInt)? {
+    let accepted = session.connection
+    let localAddress = session.slot.localAddress
     let listener = Int(accepted.pointee.listener)
     guard listener != 0 else { return nil }
     let listening = sessionOf(listener)
     guard listening.slot.generation.load() == accepted.pointee.listenerGeneration,
-        listening.connection.pointee.companionPhase == CompanionPhase.listening, let provider = listening.connection.pointee.provider
+        let record = listeningRecord(listener, for: localAddress), let provider = record.pointee.provider
     else { return nil }
     let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
-    return (entry, listening.connection.pointee.companion)
+    return (entry, record.pointee.companion)
 }
 
 /// An offer is void: the socket is closed, or stays on TCP for `reason` (`.none`: the caller knows better). Harmless for
@@ -495,7 +505,7 @@ private func listeningCompanion(_ accepted: UnsafeMutablePointer<Connection>) ->
 func withdrawOffer(_ index: Int, _ reason: Reason) {
     let session = sessionOf(index)
     guard session.connection.pointee.companionPhase == CompanionPhase.offered else { return }
-    if let (entry, companion) = listeningCompanion(session.connection) {
+    if let (entry, companion) = listeningCompanion(session) {
         var offer = SOCKSWITCH_OFFER(
             BaseSocket: session.connection.pointee.descriptor, Reserved: 0, Cookie: cookie(index, session.slot))
         // ENOENT: it was answered meanwhile, or is being accepted.

@@ -84,7 +84,7 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     session.connection.pointee.listener = Int32(listener)
     session.connection.pointee.listenerGeneration = listening.slot.generation.load()
     // A listener without a companion says why its connections have none either.
-    if listening.connection.pointee.companionPhase != CompanionPhase.listening {
+    if !hasListeningCompanion(listener) {
         keepOnTCP(index, Reason(rawValue: listening.slot.reason.load()) ?? .noProvider)
     }
     return accepted

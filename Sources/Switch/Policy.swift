@@ -9,7 +9,7 @@ import SocketTable
 /// Parsed once, in the library's constructor; read-only afterwards, so any thread, a signal handler and a forked child
 /// may ask. A text that is not a policy keeps everything on TCP: a rule `tcp` must not get lost in a typing error.
 ///
-///     0 u32 rules in force    4 u32 1 = not a policy
+///     0 u32 rules in force    4 u32 1 = not a policy    8 u32 1 = wildcard = per-interface
 ///     16 + 32·n: u8 action    1 u8 family (0 any, 4, 6)    2 u8 prefix    4 u16 low port    6 u16 high port    8 16 B network
 package struct Policy {
     package let base: UnsafeMutableRawPointer
@@ -26,6 +26,9 @@ package struct Policy {
     package var ruleCount: Int { Int(base.load(as: UInt32.self)) }
     package var isMalformed: Bool { base.load(fromByteOffset: 4, as: UInt32.self) != 0 }
 
+    /// WSD-C14: a listener on the wildcard gets one companion an address instead of one on the wildcard.
+    package var wildcardIsPerInterface: Bool { base.load(fromByteOffset: 8, as: UInt32.self) != 0 }
+
     /// Reads a compiled policy, leaving out the rules of other programs. `program`: the program's name (`comm`).
     /// False when the text is malformed or has more than 64 rules.
     @discardableResult
@@ -34,6 +37,12 @@ package struct Policy {
         var scanner = PolicyScanner(text: text)
         var seen = 0
         if scanner.peek == 0 { return true }
+        if scanner.take(UInt8(ascii: "w")) {
+            guard scanner.take(UInt8(ascii: ",")), scanner.take(UInt8(ascii: "i")) else { return refuse() }
+            base.storeBytes(of: 1, toByteOffset: 8, as: UInt32.self)
+            if scanner.peek == 0 { return true }
+            guard scanner.take(UInt8(ascii: ";")) else { return refuse() }
+        }
         while true {
             seen &+= 1
             guard seen <= Policy.maximumRules, let applies = scanner.rule(base + 16 + 32 * ruleCount, program) else { break }
@@ -41,6 +50,10 @@ package struct Policy {
             if scanner.peek == 0 { return true }
             guard scanner.take(UInt8(ascii: ";")) else { break }
         }
+        return refuse()
+    }
+
+    private func refuse() -> Bool {
         memset(base, 0, Policy.bytes)
         base.storeBytes(of: 1, toByteOffset: 4, as: UInt32.self)
         return false

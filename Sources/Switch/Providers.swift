@@ -202,6 +202,29 @@ func providerServing(_ address: CompactAddress, asListener: Bool) -> UnsafeMutab
     return nil
 }
 
+/// Every address that a provider serves, each once, with the first provider that does (WSD-C14).
+func forEachServedAddress(_ body: (UnsafeMutablePointer<ProviderEntry>, CompactAddress) -> Void) {
+    let state = privateState
+    guard let entries = state.pointee.providers else { return }
+    var storage = InlineArray<32, UInt8>(repeating: 0)
+    let address = CompactAddress(UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &storage) { $0 }))
+    var index = 0
+    while index < Int(state.pointee.providerCount) {
+        let entry = entries + index
+        refreshAddresses(entry)
+        var item = 0
+        while item < min(max(Int(entry.pointee.addresses.iAddressCount), 0), 64) {
+            if address.set(subnetPointer(entry, item), length: MemoryLayout<sockaddr_storage>.size), !address.isWildcard,
+                providerServing(address, asListener: true) == entry
+            {
+                body(entry, address)
+            }
+            item &+= 1
+        }
+        index &+= 1
+    }
+}
+
 private func subnetPointer(_ entry: UnsafeMutablePointer<ProviderEntry>, _ index: Int) -> UnsafeRawPointer {
     let list = UnsafeRawPointer(withUnsafeMutablePointer(to: &entry.pointee.addresses) { $0 })
     return list + 8 + index * MemoryLayout<SOCKSWITCH_SUBNET>.stride
@@ -213,7 +236,7 @@ private func matches(_ address: CompactAddress, _ subnet: UnsafeRawPointer, whol
     var mine = UnsafeRawPointer(address.bytes)
     var mineFamily = Int32(address.family)
     // ::ffff:a.b.c.d is the IPv4 address a.b.c.d.
-    if mineFamily == AF_INET6, isMappedIPv4(address) {
+    if address.isMappedIPv4 {
         mine += 12
         mineFamily = AF_INET
     }
@@ -230,15 +253,6 @@ private func matches(_ address: CompactAddress, _ subnet: UnsafeRawPointer, whol
         bit += step
     }
     return true
-}
-
-private func isMappedIPv4(_ address: CompactAddress) -> Bool {
-    var index = 0
-    while index < 10 {
-        if address.bytes.load(fromByteOffset: index, as: UInt8.self) != 0 { return false }
-        index += 1
-    }
-    return address.bytes.load(fromByteOffset: 10, as: UInt16.self) == 0xFFFF
 }
 
 /// For so long an address list is believed: the question whether it changed costs system calls, which a program that

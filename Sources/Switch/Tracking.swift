@@ -17,10 +17,21 @@ package func socketIndex(_ fd: Int32) -> Int? {
 
 /// Gives a new stream socket its slot. 0: it stays unknown (and on TCP).
 func track(_ fd: Int32, kind: UInt64, nonBlocking: Bool) -> Int {
-    let state = privateState
-    guard UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS), ensureStarted(), let memory = state.pointee.arena,
-        let records = state.pointee.connections, ss_sys_getpid() == Int(state.pointee.pid)
+    guard UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS), ensureStarted(), ss_sys_getpid() == Int(privateState.pointee.pid)
     else { return 0 }
+    let index = takeSlot(kind: kind, descriptor: fd)
+    guard index != 0 else { return 0 }
+    if nonBlocking { sessionOf(index).slot.flags.store(Slot.Flags.nonBlocking) }
+    noteHighest(fd)
+    setDescriptorEntry(fd, kind: DescriptorKind.socket, index: UInt32(index))
+    if privateState.pointee.hasRing { keepOnTCP(index, .ioUring) }
+    return index
+}
+
+/// A slot with an empty record; 0: there is none. `descriptor`: -1 for one that stands for no socket of the program.
+func takeSlot(kind: UInt64, descriptor: Int32) -> Int {
+    let state = privateState
+    guard let memory = state.pointee.arena, let records = state.pointee.connections else { return 0 }
     let arena = FamilyArena(memory)
     var index = arena.allocateSlot(process: Int(state.pointee.process))
     if index == 0 {
@@ -33,14 +44,10 @@ func track(_ fd: Int32, kind: UInt64, nonBlocking: Bool) -> Int {
     // Zeroed memory is an empty record; only what a former socket left is reset.
     resetRecord(record)
     record.pointee.generation = slot.generation.load()
-    record.pointee.descriptorCount = 1
-    record.pointee.descriptor = fd
-    if nonBlocking { slot.flags.store(Slot.Flags.nonBlocking) }
+    record.pointee.descriptorCount = descriptor < 0 ? 0 : 1
+    record.pointee.descriptor = descriptor
     slot.reason.store(Reason.notConnected.rawValue)
     slot.kind.store(kind)
-    noteHighest(fd)
-    setDescriptorEntry(fd, kind: DescriptorKind.socket, index: UInt32(index))
-    if state.pointee.hasRing { keepOnTCP(index, .ioUring) }
     return index
 }
 
@@ -69,6 +76,8 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.listener = 0
     record.pointee.listenerGeneration = 0
     record.pointee.dependents = 0
+    record.pointee.firstAddressCompanion = 0
+    record.pointee.nextAddressCompanion = 0
     record.pointee.isPending = false
     record.pointee.nextPending = 0
     record.pointee.options.clear()
@@ -171,11 +180,13 @@ private func endSocket(_ fd: Int32, _ index: Int) {
     guard let memory = state.pointee.arena else { return }
     let connected = session.slot.kind.load() >= Slot.Kind.connected
     let record = session.connection
-    if record.pointee.companion != 0 || record.pointee.companionPhase != CompanionPhase.none || record.pointee.isPending {
+    if record.pointee.companion != 0 || record.pointee.companionPhase != CompanionPhase.none || record.pointee.isPending
+        || record.pointee.firstAddressCompanion != 0
+    {
         let alone = isAlone(session.slot)
         let locked = waitForPendingLock()
         defer { if locked { unlockPending() } }
-        if record.pointee.companionPhase == CompanionPhase.listening, dependents(index).load() != 0 {
+        if hasListeningCompanion(index), dependents(index).load() != 0 {
             // What it accepted may still be offered: a server may close its listener first, or in the forked child that
             // serves a connection. The last one of those ends it.
             if alone { session.slot.kind.store(Slot.Kind.retired) }
@@ -192,6 +203,7 @@ private func endSocket(_ fd: Int32, _ index: Int) {
         }
         withdrawOffer(index, .none)
         closeCompanion(index)
+        closeAddressCompanions(index)
         record.pointee.companionPhase = CompanionPhase.none
         releaseListener(index)
     } else {
@@ -207,6 +219,7 @@ func endRetiredListener(_ index: Int) {
     defer { if locked { unlockPending() } }
     removePending(index)
     closeCompanion(index)
+    closeAddressCompanions(index)
     FamilyArena(memory).release(index, process: Int(privateState.pointee.process))
 }
 

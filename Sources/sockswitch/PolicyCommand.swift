@@ -17,6 +17,9 @@ struct PolicyCommand: ParsableCommand {
               tcp    address=0.0.0.0/0
               tcp    address=[2001:db8::]/32
 
+            A line `wildcard = per-interface` gives a program that listens on all addresses one companion for each address \
+            that a provider serves, instead of one for all of them (`wildcard = any`, the standard).
+
             Keys: program=GLOB (the name, at most 15 bytes, * is the only wildcard), address=ADDRESS[/PREFIX], \
             port=N or N-M; in any order, missing means any. At most 64 rules.
             """,

@@ -2,6 +2,8 @@ import ArgumentParser
 import ControlPlane
 import Glibc
 
+extension PolicyFile.Wildcard: ExpressibleByArgument {}
+
 struct Run: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run a command under the switch.",
@@ -46,6 +48,10 @@ struct Run: ParsableCommand {
 
     @Option(help: "When a connection moves: once it proves worth it (default), or at its first byte (eager).")
     var upgrade: Upgrade?
+
+    @Option(help: ArgumentHelp(
+        "What a program that listens on all addresses gets: one companion for all of them (any), or one for each address that a provider serves (per-interface). Standard: what the policy file says, else any."))
+    var wildcard: PolicyFile.Wildcard?
 
     @OptionGroup var service: ServiceOption
 
@@ -113,12 +119,17 @@ struct Run: ParsableCommand {
 
     /// Nil when no rule is given: what an outer `sockswitch run` said stays in force.
     private func compiledPolicy() throws -> String? {
-        if policy == nil, allow.isEmpty, tcp.isEmpty { return nil }
+        if policy == nil, allow.isEmpty, tcp.isEmpty, wildcard == nil { return nil }
         do throws(PolicyError) {
             var rules = PolicyFile()
             // The parser keeps the two options apart; the command line has them in their order.
             for (action, keys) in rulesInOrder() { rules.rules.append(try PolicyFile.rule(action, keys: keys, source: "--\(action)")) }
-            if let policy { rules.rules += try PolicyFile(parsing: try readPolicy(policy), source: policy).rules }
+            if let policy {
+                let file = try PolicyFile(parsing: try readPolicy(policy), source: policy)
+                rules.rules += file.rules
+                rules.wildcard = file.wildcard
+            }
+            if let wildcard { rules.wildcard = wildcard }
             if rules.rules.count > PolicyFile.maximumRules {
                 throw PolicyError(
                     source: policy ?? "command line", line: 1, column: 1, message: "more than \(PolicyFile.maximumRules) rules in all", text: "")

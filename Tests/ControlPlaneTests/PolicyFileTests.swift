@@ -32,6 +32,14 @@ import Testing
         ])
     }
 
+    @Test("WSD-C14: what wildcard listeners get", arguments: [
+        ("wildcard = per-interface", "w,i"), ("wildcard=per-interface", "w,i"), ("wildcard =per-interface # why", "w,i"), ("wildcard = any", ""),
+        ("tcp port=1\n  wildcard= per-interface\nallow", "w,i;t,*,*,1-1;a,*,*,*"),
+    ])
+    func wildcard(text: String, compiled: String) throws {
+        #expect(try PolicyFile(parsing: text, source: "p").compiled == compiled)
+    }
+
     @Test("A long program name is cut to what Linux keeps")
     func longName() throws {
         #expect(try PolicyFile(parsing: "tcp program=a-very-long-program-name", source: "p").compiled == "t,a-very-long-pro,*,*")
@@ -44,7 +52,8 @@ import Testing
         ("allow address=10.0.0.1/8", 1, 15), ("allow address=10.0.0.0/", 1, 24), ("allow address=[::1", 1, 15),
         ("allow address=example.com", 1, 15), ("allow port=1 port=2", 1, 14), ("allow program=a,b", 1, 16),
         ("allow program=/bin/x", 1, 15), ("allow program=re?is", 1, 17), ("allow program=*much-too-long-a-name", 1, 15),
-        ("\n\nallow port=1 äöü=3", 3, 14),
+        ("\n\nallow port=1 äöü=3", 3, 14), ("wildcard", 1, 9), ("wildcard any", 1, 10), ("wildcard =", 1, 11), ("wildcard = all", 1, 12),
+        ("wildcard=per-interface # here\n\n wildcard = any", 3, 2), ("wildcard = any port=1", 1, 16), ("wildcards = any", 1, 1),
     ])
     func errors(text: String, line: Int, column: Int) throws {
         let found = try #require(error(text))

@@ -59,6 +59,19 @@ import Testing
         #expect(!allows(text, "::1", 80))
     }
 
+    @Test("WSD-C14: the setting for wildcard listeners comes first and changes no rule")
+    func wildcard() {
+        for (text, expected) in [("", false), ("a,*,*,*", false), ("w,i", true), ("w,i;t,*,*,80-80", true)] {
+            let memory = Memory()
+            #expect(Policy(memory.base).parse(text: text, program: "x"))
+            #expect(Policy(memory.base).wildcardIsPerInterface == expected, "\(text)")
+        }
+        #expect(!allows("w,i;t,*,*,80-80", "127.0.0.1", 80))
+        #expect(allows("w,i;t,*,*,80-80", "127.0.0.1", 81))
+        let rule = "a,*,*,1-1"
+        #expect(isPolicy("w,i;" + Array(repeating: rule, count: 64).joined(separator: ";")))
+    }
+
     @Test("Prefixes of every length", arguments: 0...32)
     func prefixes(bits: Int) {
         // 255.255.255.255 differs from the network in every bit after the prefix.
@@ -102,7 +115,7 @@ import Testing
     @Test("What is not a policy keeps everything on TCP", arguments: [
         "x", "a", "a,", "a,*", "a,*,*", "a,*,*,", "a,,*,*", "a,*,*,*;", ";", "a,*,*,*,", "a,*,*,* ", "allow,*,*,*", "a,*,4:7f0000/8,*",
         "a,*,4:7F000000/8,*", "a,*,4:7f000000/33,*", "a,*,4:7f000000/,*", "a,*,4:7f000000,*", "a,*,5:7f000000/8,*", "a,*,*,70000-70000",
-        "a,*,*,5-4", "a,*,*,5", "a,*,*,99999999999-1", "a,*,6:00/8,*", "a,*,*,*;t", "a,*,*,*;;t,*,*,*", "a*;*,*,*",
+        "w", "w,", "w,x", "w,i,", "w,i;", "w,i;w,i", "a,*,*,*;w,i", "a,*,*,5-4", "a,*,*,5", "a,*,*,99999999999-1", "a,*,6:00/8,*", "a,*,*,*;t", "a,*,*,*;;t,*,*,*", "a*;*,*,*",
     ])
     func garbage(text: String) {
         #expect(!isPolicy(text))

@@ -92,6 +92,7 @@ private let stream = Int32(SOCK_STREAM.rawValue)
                 let family = scene.listenName.family == AF_INET ? "AF_INET" : "AF_INET6"
                 expect(recorder.lines(of: first).first ?? "", is: "#\(first) WSPSocket \(family) type 1 protocol 6", what)
                 expect(scene.talk(20), what)
+                expect(scene.isFullyOnCompanion, what)
                 let binds = recorder.calls.filter { $0.name == "WSPBind" && $0.companion >= first }
                 expect(binds.map(\.arguments), is: ["\(scene.listenName)", "\(SocketName.local(scene.client)!)"], what)
                 let connects = recorder.calls.filter { $0.name == "WSPConnect" }

@@ -343,7 +343,7 @@ final class RecordingProvider: @unchecked Sendable {
             for (listener, state) in listening {
                 for index in state.offers.indices where state.offers[index].connector == nil {
                     let offer = state.offers[index]
-                    guard offer.local == one.peer, offer.peer == one.local else { continue }
+                    guard offer.local.unmapped == one.peer.unmapped, offer.peer.unmapped == one.local.unmapped else { continue }
                     listening[listener]?.offers[index].connector = socket
                     raiseEvent()
                 }

@@ -26,6 +26,15 @@ struct SocketName: CustomStringConvertible, Equatable {
         address = (0..<(family == AF_INET ? 4 : 16)).map { start.load(fromByteOffset: $0, as: UInt8.self) }
     }
 
+    /// ::ffff:a.b.c.d is a.b.c.d.
+    var unmapped: SocketName {
+        guard family == AF_INET6, address.starts(with: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255]) else { return self }
+        var name = self
+        name.family = AF_INET
+        name.address = Array(address.suffix(4))
+        return name
+    }
+
     static func local(_ fd: Int32) -> SocketName? { ask(fd) { ss_sys_getsockname($0, $1, $2) } }
     static func peer(_ fd: Int32) -> SocketName? { ask(fd) { ss_sys_getpeername($0, $1, $2) } }
 
