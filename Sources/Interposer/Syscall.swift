@@ -29,7 +29,7 @@ private struct SystemCallArguments {
     @inline(never)
     func isOfSwitch(_ call: Int32) -> Bool {
         switch call {
-        case SYS_socket, SYS_io_uring_setup, SYS_close_range, SYS_epoll_create1, SYS_accept, SYS_accept4: return true
+        case SYS_socket, SYS_io_uring_setup, SYS_exit_group, SYS_close_range, SYS_epoll_create1, SYS_accept, SYS_accept4: return true
         case SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_recvfrom, SYS_sendto, SYS_recvmsg, SYS_sendmsg, SYS_recvmmsg,
             SYS_sendmmsg, SYS_preadv2, SYS_pwritev2, SYS_sendfile, SYS_bind, SYS_listen, SYS_connect, SYS_shutdown,
             SYS_getsockopt, SYS_setsockopt, SYS_close, SYS_dup, SYS_fcntl, SYS_ioctl, SYS_epoll_pwait, SYS_epoll_pwait2:
@@ -61,6 +61,7 @@ private struct SystemCallArguments {
         case SYS_io_uring_setup:
             switchRingIsMade()
             return ss_real.syscall(Int(call), a, b, c, d, e, f)
+        case SYS_exit_group: interposedExit(fd)
         case SYS_close_range: return Int(interposedCloseRange(UInt32(truncatingIfNeeded: a), UInt32(truncatingIfNeeded: b), third))
         case SYS_epoll_create1: return Int(interposedEpollCreate1(fd))
         case SYS_accept: return Int(interposedAccept(fd, pointer(b), typed(c, UInt32.self)))

@@ -13,7 +13,7 @@ extension Session {
     func invite(_ fd: Int32) {
         let current = slot.invitation.loadRelaxed()
         let wanted = wantsTCP ? Invitation.toTCP : Invitation.toCompanion
-        if current == wanted { return }
+        if current == wanted || current >= Invitation.rewind { return }
         if current == Invitation.none {
             if wanted == Invitation.toTCP { return }
             // pairs with the increment in the switch's plain receive: it looks at `mode` after it, we look here after
@@ -34,7 +34,9 @@ extension Session {
             let followed = slot.receiveCuts.loadRelaxed()
             let made = local.cutCount.load()  // SYNC POINT: pairs with the release in cut…
             if made == followed { return true }
-            guard made &- followed <= 2, slot.invitation.loadRelaxed() != Invitation.none else { return false }
+            let invitation = slot.invitation.loadRelaxed()
+            if invitation >= Invitation.rewind { return true }  // followed in advance, or open
+            guard made &- followed <= 2, invitation != Invitation.none else { return false }
             let onTCP = followed & 1 == 0
             let cut = onTCP ? local.cutOnTCP.loadRelaxed() : local.cutOnCompanion.loadRelaxed()
             let position = onTCP ? slot.tcpPosition.loadRelaxed() : slot.receivePosition.loadRelaxed()
@@ -55,6 +57,7 @@ extension Session {
     func changeCarrierIfAsked(_ fd: Int32) -> Bool {
         let cuts = slot.sendCuts.loadRelaxed()
         let invitation = local.invitation.load()  // SYNC POINT: pairs with the release in invite
+        if invitation == Invitation.rewind { return !isRewound || answerRewind() }
         guard invitation <= Invitation.toTCP, cuts &- local.acknowledged.load() <= 2 else { return false }
         if cuts & 1 == 0 {
             if invitation == Invitation.toCompanion { cutToCompanion(fd, cuts) }
@@ -68,7 +71,7 @@ extension Session {
     private func cutToCompanion(_ fd: Int32, _ cuts: UInt64) {
         guard !wantsTCP, local.acknowledged.load() == cuts, !(connection.pointee.writer?.hasFailed ?? false) else { return }
         let ended = Slot.Flags.writeShutDown | Slot.Flags.peerGone | Slot.Flags.broken
-        guard slot.flags.loadRelaxed() & ended == 0, local.endFlags.load() & EndFlags.closed == 0 else { return }
+        guard slot.flags.loadRelaxed() & ended == 0, local.endFlags.load() & EndFlags.closed == 0, !hasBacklog else { return }
         // pairs with the increment in the switch's plain send.
         guard slot.plainWriters.loadSequential() == 0 else { return }
         guard let written = KernelPositions.written(fd, connectingSide: slot.kind.loadRelaxed() == Slot.Kind.connected) else {
@@ -90,7 +93,9 @@ extension Session {
         let cuts = slot.sendCuts.loadRelaxed()
         guard cuts & 1 == 1, cuts &- local.acknowledged.load() <= 1, !has(Slot.Flags.broken) else { return false }
         let position = slot.sendPosition.loadRelaxed()
-        if let writer = connection.pointee.writer, !writer.flush(upTo: position) { return false }
+        let isAnnounced = announceCut(cuts)
+        if isRewound { return answerRewind() }
+        guard isAnnounced else { return false }
         slot.sendCuts.store(cuts &+ 1)
         slot.carrierChanges.count(1)
         remote.cutOnCompanion.storeRelaxed(position)
@@ -120,10 +125,11 @@ extension Session {
             }
             slot.receiveLock.unlock()
         }
-        if slot.sendCuts.load() & 1 == 1, slot.sendLock.tryLock() {
+        if slot.sendCuts.load() & 1 == 1 || hasBacklog, slot.sendLock.tryLock() {
             if isUp, !has(Slot.Flags.broken), !companionIsLost {
                 if !changeCarrierIfAsked(fd) { breakOff(.protocolViolation) }
-                if slot.roomWanted.loadRelaxed() != 0 { handOverIfStalled() }
+                flushBacklog()
+                if slot.roomWanted.loadRelaxed() != 0 { goToTCPIfStalled() }
             }
             slot.sendLock.unlock()
         }

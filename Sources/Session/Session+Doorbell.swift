@@ -41,6 +41,8 @@ extension Session {
         if armed != slot.rungForReceive.loadRelaxed(), armed != 0 {
             slot.rungForReceive.storeRelaxed(armed)
             ring()
+            // The number of a peer that rewound while we were writing.
+            if isRewound { answerRewind() }
         }
     }
 

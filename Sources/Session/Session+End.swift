@@ -6,11 +6,16 @@ import StreamRing
 
 extension Session {
     /// shutdown(2) is about to be called (WSD-X1): says so in the window *before* the FIN goes out, so that the peer can
-    /// tell a half-close from a death.
-    package func willShutDown(_ how: Int32) {
+    /// tell a half-close from a death. True: the kernel may be called. False: a backlog goes out before the FIN, which
+    /// follows it when TCP has taken all of it; the kernel may shut down the receiving direction only.
+    package func willShutDown(_ how: Int32) -> Bool {
         if how == 0 || how == 2 { slot.flags.setBits(Slot.Flags.readShutDown) }
-        guard how == 1 || how == 2 else { return }
+        guard how == 1 || how == 2 else { return true }
         let outcome = slot.sendLock.lock()
+        defer { if outcome == .acquired { slot.sendLock.unlock() } }
+        // The last moment to answer a rewind is before the flag.
+        let isSettled = !isUp || settleBeforeEnd()
+        if !isSettled { slot.flags.setBits(Slot.Flags.owesFIN) }
         slot.flags.setBits(Slot.Flags.writeShutDown)
         if isUp {
             remote.endFlags.store(EndFlags.halfClosed)
@@ -22,7 +27,7 @@ extension Session {
                 breakOff(.companionFailed)
             }
         }
-        if outcome == .acquired { slot.sendLock.unlock() }
+        return isSettled
     }
 
     /// The process's last descriptor of the socket is about to be closed. Ends this process's use of the windows; the
@@ -31,6 +36,7 @@ extension Session {
     /// Returns true when bytes lie unread in the ring, or cannot be delivered: TCP would then reset the connection, and so
     /// must the caller.
     package func end(last: Bool) -> Bool {
+        if last { waitForBacklog(isLast: true) }
         let sending = slot.sendLock.lock()
         let receiving = slot.receiveLock.lock()
         var mustReset = false
@@ -48,18 +54,44 @@ extension Session {
         return mustReset
     }
 
+    /// Gives TCP the time to take the backlog before the last descriptor goes: as long as the peer reads, and some seconds
+    /// more. (The kernel would go on in the background; there is nobody here who could.) `isLast`: nobody else holds the
+    /// socket, and so nobody answers a rewind that comes later.
+    func waitForBacklog(isLast: Bool) {
+        var deadline: UInt64 = 0
+        var position: UInt64 = 0
+        while enterWatch() {
+            defer { leaveWatch(0) }
+            guard slot.sendLock.lock() == .acquired else { return }
+            var isSettled = true
+            if isLast, !has(Slot.Flags.writeShutDown) { isSettled = settleBeforeEnd() } else if owesPeer { isSettled = answerPeer() }
+            let now = slot.backlogPosition.loadRelaxed()
+            slot.sendLock.unlock()
+            if isSettled { return }
+            let time = ss_monotonic_ns()
+            if now != position || deadline == 0 { deadline = time &+ Session.closePatienceNanoseconds }
+            if time >= deadline { return }
+            position = now
+            awaitTCP(connection.pointee.descriptor, Int16(POLLOUT), deadline &- time)
+        }
+    }
+
+    private static var closePatienceNanoseconds: UInt64 { 5_000_000_000 }
+
     /// Tells the peer that nobody reads any more and that nothing follows.
     private func sayGoodbye() -> Bool {
-        let unread = local.producer.load() != slot.receivePosition.loadRelaxed()
+        let unread = slot.invitation.loadRelaxed() != Invitation.rewind && local.producer.load() != slot.receivePosition.loadRelaxed()
+        // A rewind that came after `waitForBacklog`.
+        let isSettled = has(Slot.Flags.writeShutDown) ? !hasBacklog : settleBeforeEnd()
         remote.endFlags.store(EndFlags.halfClosed | EndFlags.closed)
         guard let writer = connection.pointee.writer else {
             // A peer that waits for room must learn that there will be none.
             ringSender()
-            return unread
+            return unread || !isSettled
         }
         writer.publish(line: 3, rings: true)
         let delivered = writer.flush(upTo: slot.sendPosition.loadRelaxed())
-        return unread || !delivered && local.endFlags.load() & EndFlags.closed == 0
+        return unread || !isSettled || !delivered && !sendsOnTCP && local.endFlags.load() & EndFlags.closed == 0
     }
 
     private func releaseWindows(last: Bool) {

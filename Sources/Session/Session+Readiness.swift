@@ -26,13 +26,16 @@ extension Session {
 
         let ended = has(Slot.Flags.tcpEnded | Slot.Flags.broken)
         let asksForReading = receivesOnTCP && interest & readable != 0
+        if hasBacklog { servePeer() }
         let asksForWriting = sendsOnTCP && interest & writable != 0
         if ended || asksForReading || asksForWriting {
             let kernel = Session.kernelEvents(fd, readable | writable | EPOLLRDHUP.rawValue | EPOLLPRI.rawValue)
             events |= kernel & (EPOLLRDHUP.rawValue | EPOLLHUP.rawValue | EPOLLERR.rawValue | EPOLLPRI.rawValue)
             let over = kernel & (EPOLLRDHUP.rawValue | EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0
             if receivesOnTCP || over { events |= kernel & readable }
-            if sendsOnTCP || kernel & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { events |= kernel & writable }
+            // Behind a backlog there is no room.
+            let mayWrite = sendsOnTCP && !hasBacklog || has(Slot.Flags.owesFIN)
+            if mayWrite || kernel & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { events |= kernel & writable }
         }
         return events & (interest | EPOLLHUP.rawValue | EPOLLERR.rawValue)
     }

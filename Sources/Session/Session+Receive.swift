@@ -23,6 +23,7 @@ extension Session {
             var result = -Int(EBADF)
             if isUp, slot.generation.loadRelaxed() == generation {
                 result = tryReceive(fd, message, &cursor, flags)
+                if result == -Int(EAGAIN) { servePeer() }
             } else if done == 0 {
                 result = ss_sys_recvmsg(fd, message, flags | Int32(MSG_DONTWAIT))
             }
@@ -128,6 +129,7 @@ extension Session {
         while rounds < 32 {
             rounds &+= 1
             if companionIsLost || has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+            guard isDecided(fd) else { return -Int(EAGAIN) }
             guard followCuts() else {
                 breakOff(.protocolViolation)
                 return -Int(ECONNRESET)
@@ -145,6 +147,8 @@ extension Session {
     private static var again: Int { Int.min }
 
     private func tryReceiveFromTCP(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+        let invitation = slot.invitation.loadRelaxed()
+        if invitation == Invitation.rewind { return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max) }
         let followed = slot.receiveCuts.loadRelaxed()
         let made = local.cutCount.load()
         if made != followed {
@@ -153,7 +157,7 @@ extension Session {
             guard left > 0, left <= UInt64(Int64.max) else { return Session.again }
             return receiveFromTCP(fd, message, &cursor, flags, bound: Int(clamping: left))
         }
-        if slot.invitation.loadRelaxed() == Invitation.none {
+        if invitation == Invitation.none {
             return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
         }
         // Invited: a cut may come at any moment, even two of them with TCP bytes behind the second. What was queued before
@@ -306,6 +310,7 @@ extension Session {
         let made = local.cutCount.load()
         if followed & 1 == 0 {
             return made != followed && local.cutOnTCP.loadRelaxed() == slot.tcpPosition.loadRelaxed()
+                && slot.invitation.loadRelaxed() < Invitation.rewind
         }
         let position = slot.receivePosition.load()
         return local.producer.load() != position || (made != followed && local.cutOnCompanion.loadRelaxed() == position)

@@ -115,6 +115,7 @@ extension Session {
             return -Int(ECONNRESET)
         }
         if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+        if hasBacklog, let refused = sendBacklogFirst(flags) { return refused }
         if sendsOnTCP { return sendOnTCP(fd, message, &cursor, flags) }
         lookAfterPeer(fd)
         if sendNeedsTCP { return sendOnTCP(fd, message, &cursor, flags) }
@@ -146,6 +147,7 @@ extension Session {
             slot.sendPosition.storeRelaxed(position)
             remote.senderCPU.storeRelaxed(UInt64(UInt32(bitPattern: ss_cpu())))
             writer.send(upTo: position)
+            if isRewound { answerRewind() }
         } else {
             publishProducer(position)
         }
@@ -183,6 +185,16 @@ extension Session {
         return Int(room)
     }
 
+    /// What a send must answer that may not go on yet; nil: the backlog is gone.
+    @inline(never)
+    private func sendBacklogFirst(_ flags: Int32) -> Int? {
+        if flushBacklog() { return nil }
+        guard has(Slot.Flags.writeShutDown) else { return -Int(EAGAIN) }
+        // The kernel does not know of the shutdown yet.
+        if flags & Int32(MSG_NOSIGNAL) == 0 { _ = ss_sys_tkill(ss_thread_id(), SIGPIPE) }
+        return -Int(EPIPE)
+    }
+
     private func sendOnTCP(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         if takeReset() { return -Int(ECONNRESET) }
         let flags = flags | Int32(MSG_DONTWAIT)
@@ -213,6 +225,7 @@ extension Session {
             slot.flags.setBits(Slot.Flags.tcpOnly)
             slot.reason.store(Reason.urgentData.rawValue)
             if !sendsOnTCP, !cutToTCP() { return -Int(EAGAIN) }
+            if hasBacklog, let refused = sendBacklogFirst(flags) { return refused }
         }
         let result = ss_sys_sendmsg(fd, message, flags)
         if result > 0 { slot.tcpBytesSent.count(UInt64(result)) }
@@ -295,6 +308,7 @@ extension Session {
             return -Int(ECONNRESET)
         }
         if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+        if hasBacklog, let refused = sendBacklogFirst(0) { return refused }
         if !sendsOnTCP { lookAfterPeer(fd) }
         if sendsOnTCP || sendNeedsTCP {
             return copyFileToTCP(fd, input, offset, count)
@@ -312,6 +326,7 @@ extension Session {
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position &+ UInt64(read))
             writer.send(upTo: position &+ UInt64(read))
+            if isRewound { answerRewind() }
         } else {
             publishProducer(position &+ UInt64(read))
         }

@@ -162,6 +162,8 @@ extension Session {
         slot.sendFullCount.store(0)
         slot.rungForReceive.store(0)
         slot.roomWanted.store(0)
+        slot.backlogPosition.store(0)
+        slot.backlogEnd.store(0)
         slot.armedForSendCounter.store(0)
         slot.receivePosition.store(0)
         slot.receiveCuts.store(0)
@@ -171,6 +173,11 @@ extension Session {
         slot.receiveRingBytes.store(peerRing)
         slot.rungForSend.store(0)
         slot.armedForReceiveCounter.store(0)
+    }
+
+    /// The switch gives a session up that has not come up yet.
+    package func giveSetupUp() {
+        if !isUp { abandon() }
     }
 
     /// Setting up failed or was given up: gives back what `begin` took.

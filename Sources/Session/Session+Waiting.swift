@@ -44,6 +44,12 @@ extension Session {
 
     func waitToReceive(_ fd: Int32, _ wait: inout WaitState) -> Int {
         guard enterWatch() else { return 0 }
+        if slot.invitation.loadRelaxed() == Invitation.rewindUndecided {
+            // The peer stands still between two words; no ring will tell of the second.
+            leaveWatch(0)
+            if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
+            return sleep(fd, 0, -1, &wait, atMost: Session.tickNanoseconds, receiving: true)
+        }
         if spin(receiving: true) { return leaveWatch(0) }
         doorbellSleepers.add(1)  // before arming: whoever silences the bell looks at it afterwards
         let drained = wait.rang
@@ -51,7 +57,7 @@ extension Session {
         wait.rang = false
         armReceive()
         connection.pointee.writer?.progress()
-        if looksReadable || hasNews {
+        if looksReadable || hasNews || isRewound {
             stopSleepingOnDoorbell()
             // This thread may leave some of it to those whose ring it has just silenced.
             if drained, doorbellSleepers.load() != 0 { ringOurselves() }
@@ -64,7 +70,8 @@ extension Session {
         leaveWatch(0)
         defer { stopSleepingOnDoorbell() }
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
-        let events = isBehindCut ? 0 : Int16(POLLIN) | (has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP))
+        var events = isBehindCut ? 0 : Int16(POLLIN) | (has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP))
+        if hasBacklog { events |= Int16(POLLOUT) }
         return sleep(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
     }
 
@@ -84,9 +91,9 @@ extension Session {
         connection.pointee.writer?.progress()
         if looksWritable || hasNews { return leaveWatch(0) }
         if slot.sendLock.tryLock() {
-            let handedOver = isUp && handOverIfStalled()
+            let isMoved = isUp && goToTCPIfStalled()
             slot.sendLock.unlock()
-            if handedOver { return leaveWatch(0) }
+            if isMoved { return leaveWatch(0) }
         }
         let notification = mayListen ? connection.pointee.notification : -1
         let tick = !mayListen || connection.pointee.writer != nil
@@ -111,7 +118,7 @@ extension Session {
     /// TCP would have taken more than a ring holds before it blocks a writer. So a writer whose reader does not read at
     /// all for a while goes back to TCP, whose buffers take the rest. Under the send lock.
     @discardableResult
-    func handOverIfStalled() -> Bool {
+    func goToTCPIfStalled() -> Bool {
         if sendsOnTCP || looksWritable {
             connection.pointee.stalledSince = 0
             return false

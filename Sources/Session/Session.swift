@@ -81,11 +81,12 @@ package struct Session {
             slot.flags.setBits(Slot.Flags.peerGone)
             return false
         }
-        // Nothing was under way on the companion: the connection goes on without it.
+        // Nothing is under way on the companion any more: the connection goes on without it. What the peer sent before it cut
+        // to TCP has arrived; what we sent before a rewind that we know of goes over TCP.
         let cuts = slot.sendCuts.load()
-        if cuts & 1 == 0, local.acknowledged.load() == cuts, receivesOnTCP, local.cutCount.load() == slot.receiveCuts.load() {
-            slot.reason.store(Reason.companionFailed.rawValue)
-            slot.flags.setBits(Slot.Flags.tcpOnly)
+        let sends = cuts & 1 == 0 && local.acknowledged.load() != cuts && local.invitation.load() != Invitation.rewind
+        if isRewound || cuts & 1 == 0 && !sends, local.cutCount.load() & 1 == 0 {
+            if slot.flags.setBits(Slot.Flags.tcpOnly) & Slot.Flags.tcpOnly == 0 { slot.reason.store(Reason.companionFailed.rawValue) }
             return false
         }
         breakOff(.companionFailed)

@@ -53,6 +53,8 @@ package struct Slot {
         package static var peerGone: UInt64 { 128 }
         /// The kernel has told us of a reset, once and for all: whoever reads to the end of the stream hears of it.
         package static var resetSeen: UInt64 { 256 }
+        /// The program has shut its sending direction down, and the FIN waits for the backlog before it.
+        package static var owesFIN: UInt64 { 512 }
     }
 
     // Line 0: identity.
@@ -96,6 +98,9 @@ package struct Slot {
     @inline(__always) package var sendOperations: Word { Word(base, 224) }
     /// 1: somebody went to sleep until there is room; taken by whoever passes the ring on.
     @inline(__always) package var roomWanted: Word { Word(base, 232) }
+    /// The backlog: ring positions of the bytes that the peer, which rewound, still has to get over TCP. Empty: equal.
+    @inline(__always) package var backlogPosition: Word { Word(base, 240) }
+    @inline(__always) package var backlogEnd: Word { Word(base, 248) }
 
     // Line 4: receiving. Written under the receive lock.
     @inline(__always) package var receiveLock: FamilyLock { FamilyLock(base, 256) }

@@ -11,7 +11,7 @@ import CSocketSwitch
 ///
 ///     line 0  the peer as the sender of the data that arrives here   producer, cuts, ring geometry, CPU
 ///     line 1  the peer as the receiver of the data that I send       credit, CPU
-///     line 2  the same, rarely changed                               invitation, acknowledgement, armed for receiving
+///     line 2  the same, rarely changed                               invitation, rewind, acknowledgement, armed for receiving
 ///     line 3  the peer as the sender, rarely changed                 armed for sending, end-of-stream flags
 ///     4096…   the ring
 package struct Window {
@@ -40,6 +40,8 @@ package struct Window {
     /// The ring in use begins at this position and has this many bytes (a power of two). Changed only while it is empty.
     @inline(__always) package var ringOrigin: Word { Word(base, 32) }
     @inline(__always) package var ringBytes: Word { Word(base, 40) }
+    /// The number of the cut to TCP that the peer is about to make: it looks for a rewind between this and the cut.
+    @inline(__always) package var cutIntent: Word { Word(base, 48) }
     /// CPU on which the peer last sent.
     @inline(__always) package var senderCPU: Word { Word(base, 56) }
 
@@ -56,6 +58,8 @@ package struct Window {
     @inline(__always) package var acknowledged: Word { Word(base, 136) }
     /// A number that the peer raises each time it goes to sleep for data: ring it once for each number.
     @inline(__always) package var armedForReceive: Word { Word(base, 144) }
+    /// Position at which the peer stopped reading the ring for good: valid while its invitation is `Invitation.rewind`.
+    @inline(__always) package var rewindPosition: Word { Word(base, 152) }
 
     // Line 3.
     /// The same for a peer that sleeps until it may send.
@@ -73,6 +77,10 @@ package enum Invitation {
     package static var toCompanion: UInt64 { 1 }
     /// "Send over TCP from your next write on."
     package static var toTCP: UInt64 { 2 }
+    /// "I read no more of the ring than up to `rewindPosition`: send what lies behind it over TCP, and go on there."
+    package static var rewind: UInt64 { 3 }
+    /// In a slot only: the rewind is published, and whether the peer has seen it is open.
+    package static var rewindUndecided: UInt64 { 4 }
 }
 
 /// Bits of `Window.endFlags`.
@@ -81,4 +89,6 @@ package enum EndFlags {
     package static var halfClosed: UInt64 { 1 }
     /// The peer's last descriptor is gone.
     package static var closed: UInt64 { 2 }
+    /// The peer is about to end its sending direction: it looks for a rewind between this and the end.
+    package static var ending: UInt64 { 4 }
 }

@@ -137,6 +137,22 @@ func keepOnTCP(_ index: Int, _ reason: Reason) {
     releaseListener(index)
 }
 
+/// A companion that is not connected yet ends; an offer is withdrawn. Harmless for any other socket.
+func giveCompanionUp(_ index: Int) {
+    let session = sessionOf(index)
+    let locked = waitForPendingLock()
+    defer { if locked { unlockPending() } }
+    switch session.connection.pointee.companionPhase {
+    case CompanionPhase.offered:
+        withdrawOffer(index, .none)
+    case CompanionPhase.bound, CompanionPhase.connecting, CompanionPhase.negotiating:
+        removePending(index)
+        session.giveSetupUp()
+        closeCompanion(index)
+    default: break
+    }
+}
+
 func recordLocalAddress(_ fd: Int32, _ slot: Slot) -> Bool {
     var storage = InlineArray<128, UInt8>(repeating: 0)
     var length: UInt32 = 128
@@ -387,6 +403,11 @@ private func putIntoService(_ index: Int) {
     session.connection.pointee.companionPhase = CompanionPhase.up
     removePending(index)
     // The epoll sets of this process must know the doorbell before anybody can invite.
+    if session.has(Slot.Flags.tcpOnly) {
+        _ = session.end(last: true)
+        companionFailed(index, Reason(rawValue: session.slot.reason.load()) ?? .handedOver)
+        return
+    }
     guard isAlone(session.slot), readinessWillUpgrade(index) else {
         let reason: Reason = !isAlone(session.slot) ? .sharedBeforeUpgrade : readinessIsNested(index) ? .nestedEpoll : .descriptorLimit
         _ = session.end(last: true)

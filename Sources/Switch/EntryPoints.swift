@@ -239,8 +239,12 @@ func ownOr(_ fd: Int32, _ call: () -> Int) -> Int {
 package func switchShutdown(_ fd: Int32, _ how: Int32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_shutdown(fd, how) } }
     let session = sessionOf(index)
-    if how >= 0, how <= 2, session.slot.kind.load() >= Slot.Kind.connected { session.willShutDown(how) }
-    let result = ss_sys_shutdown(fd, how)
+    var now = how
+    if how >= 0, how <= 2, session.slot.kind.load() >= Slot.Kind.connected, !session.willShutDown(how) {
+        // The FIN comes later; of SHUT_RDWR the other half is left.
+        now = how == Int32(SHUT_RDWR) ? Int32(SHUT_RD) : -1
+    }
+    let result = now < 0 && how >= 0 ? 0 : ss_sys_shutdown(fd, now)
     readinessKick(index)
     return result
 }
@@ -257,11 +261,7 @@ package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
 package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { baseSetOption(fd, level, name, value, length) } }
     let session = sessionOf(index)
-    if needsTCP(level, name) {
-        session.slot.flags.setBits(Slot.Flags.tcpOnly)
-        session.slot.reason.store(Reason.unsupportedOption.rawValue)
-        session.maintain(fd)
-    }
+    if needsTCP(level, name) { _ = switchHandOver(fd, .unsupportedOption) }
     let result = baseSetOption(fd, level, name, value, length)
     if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
     return result

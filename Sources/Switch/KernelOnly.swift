@@ -2,6 +2,7 @@ import CSocketSwitch
 #if !hasFeature(Embedded)
 import Session
 import SocketTable
+import StreamRing
 #endif
 
 /// The program makes an io_uring: from now on every socket of this process, and of its children, stays on TCP.
@@ -10,19 +11,70 @@ package func switchRingIsMade() {
     privateState.pointee.hasRing = true
     var fd: Int32 = 0
     while fd < privateState.pointee.highestDescriptor {
-        if let index = socketIndex(fd) {
-            if switchKeepsOnTCP(fd) { sessionOf(index).slot.reason.store(Reason.ioUring.rawValue) }
-        }
+        _ = switchHandOver(fd, .ioUring)
         fd &+= 1
     }
 }
 
-/// The program is about to use the descriptor by a call that reaches the kernel past the switch (fdopen, splice). A socket
-/// that is still on TCP stays there for good (`Reason.unsupportedOption`). False: the session is up, and its data would be
-/// missed. True for every descriptor that is no tracked socket.
-package func switchKeepsOnTCP(_ fd: Int32) -> Bool {
+/// The descriptor's stream goes back to TCP at once and for good, since it will be used past the switch, because of `reason`
+/// (WSD-D3). True: the kernel's socket now is all there is to it (or was before: also for every descriptor that is no tracked
+/// socket). False: not now; see `Session.handOver`.
+///
+/// May sleep for some milliseconds. Call it without any lock of readiness or of the pending list.
+package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver) -> Bool {
     guard let index = socketIndex(fd) else { return true }
-    if sessionOf(index).isDual { return false }
-    keepOnTCP(index, .unsupportedOption)
+    let session = sessionOf(index)
+    if !session.isDual {
+        keepOnTCP(index, reason)
+        giveCompanionUp(index)
+        // Unless the session came up at this moment.
+        if !session.isDual { return true }
+    }
+    guard session.handOver(fd, reason) else { return false }
+    session.slot.mode.storeSequential(Slot.Mode.plain)
+    session.ringOurselves()
+    readinessBecamePlain(index)
+    // A peer in this process may be this very thread.
+    if session.connection.pointee.peerIsHere { serveOtherEnd(of: session.slot) } else { session.awaitRewound(fd) }
     return true
+}
+
+/// The program is about to use the descriptor by a call that reaches the kernel past the switch (fdopen, splice).
+/// False: not now, and data would be missed.
+package func switchKeepsOnTCP(_ fd: Int32) -> Bool { switchHandOver(fd, .unsupportedOption) }
+
+/// Lets the other end of a connection within this process do what a hand-over asks of it.
+private func serveOtherEnd(of slot: Slot) {
+    guard let memory = privateState.pointee.arena else { return }
+    let arena = FamilyArena(memory)
+    var index = 1
+    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
+    while index < end {
+        let other = arena.slot(index)
+        if other.mode.load() == Slot.Mode.dual, other.localAddress.port == slot.peerAddress.port,
+            other.peerAddress.port == slot.localAddress.port,
+            memcmp(other.localAddress.bytes, slot.peerAddress.bytes, 16) == 0
+        {
+            let session = sessionOf(index)
+            if session.connection.pointee.generation == other.generation.load() { session.maintain(session.connection.pointee.descriptor) }
+        }
+        index &+= 1
+    }
+}
+
+/// The process ends, or becomes another program: what peers wait for, and only this process can send, goes out.
+package func switchBeforeExit() {
+    let state = privateState
+    guard let memory = state.pointee.arena, ss_sys_getpid() == Int(state.pointee.pid) else { return }
+    let arena = FamilyArena(memory)
+    var index = 1
+    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
+    while index < end {
+        let slot = arena.slot(index)
+        if slot.mode.load() == Slot.Mode.dual {
+            let session = sessionOf(index)
+            if session.connection.pointee.generation == slot.generation.load() { session.settleBeforeExit() }
+        }
+        index &+= 1
+    }
 }

@@ -56,7 +56,18 @@ struct HostileWindow: CustomTestStringConvertible, Sendable {
             window.acknowledged.store(slot.sendCuts.load() + 5)
         },
         HostileWindow(testDescription: "an invitation to nowhere", byReceiving: false) { window, _ in window.invitation.store(77) },
+        HostileWindow(testDescription: "a rewind beyond what was sent", byReceiving: false) { window, slot in
+            rewind(window, slot.sendPosition.load() + 1)
+        },
+        HostileWindow(testDescription: "a rewind behind what was read", byReceiving: false) { window, slot in
+            rewind(window, slot.sendPosition.load() &- slot.sendRingBytes.load() &- 1)
+        },
     ]
+
+    private static func rewind(_ window: Window, _ position: UInt64) {
+        window.rewindPosition.store(position)
+        window.invitation.store(Invitation.rewind)
+    }
 
     private static func widen(_ window: Window, _ slot: Slot, _ size: UInt64) {
         window.ringOrigin.store(slot.receivePosition.load())
@@ -85,6 +96,28 @@ extension SessionTests {
                 // The peer drains what there is, and is told.
                 repeat { result = b.receive(bytes.bytes, 4096) } while result > 0
                 #expect(result == -Int(ECONNRESET))
+            }
+        }
+
+        @Test("A rewind that is answered is answered once, whatever the peer says afterwards") func rewindsAgain() throws {
+            try withPair(.sharedMemory) { pair in
+                let (a, b) = (pair.a, pair.b)
+                #expect(say(a, "abcdef") == 6)
+                #expect(b.handOver())
+                a.session.maintain(a.fd)
+                let cuts = a.slot.sendCuts.load()
+                for (invitation, position) in [
+                    (Invitation.rewind, a.slot.sendPosition.load() - 3), (Invitation.rewind, 1 << 50), (Invitation.toCompanion, 0),
+                    (Invitation.rewind, 0), (Invitation.toTCP, 0), (Invitation.rewind, 7),
+                ] {
+                    a.session.local.rewindPosition.store(position)
+                    a.session.local.invitation.store(invitation)
+                    #expect(say(a, "g") == 1)
+                }
+                #expect(a.slot.sendCuts.load() == cuts)
+                let buffer = Buffer(12)
+                #expect(ss_sys_recvfrom(b.fd, buffer.bytes, 12, Int32(MSG_WAITALL)) == 12)
+                #expect(memcmp(buffer.bytes, "abcdefgggggg", 12) == 0)
             }
         }
 

@@ -186,6 +186,7 @@ struct EpollWaiter {
             return nil
         }
         if Tag.isDoorbell(tag) {
+            sessionOf(one.socket).answerRing()
             if one.has(Registration.State.sharedDoorbell) {
                 var other = set.firstRegistration
                 while other != 0 {

@@ -110,8 +110,9 @@ extension Registration {
         session.disarmReceive(number)
     }
 
-    /// The provider has writes that only our calls carry on.
+    /// The provider has writes, or TCP a backlog, that only our calls carry on.
     var needsAttention: Bool {
+        if sessionOf(socket).hasBacklog { return true }
         guard let writer = sessionOf(socket).connection.pointee.writer else { return false }
         return writer.needsAttention
     }

@@ -343,7 +343,7 @@ struct PollWaiter {
                 // Its bell may be taken by a reader of the same socket.
                 longest = min(longest, 20_000_000)
             }
-            if session.connection.pointee.writer?.needsAttention ?? false { longest = min(longest, 1_000_000) }
+            if session.hasBacklog || session.connection.pointee.writer?.needsAttention ?? false { longest = min(longest, 1_000_000) }
             session.leaveWatch(0)
         }
         var events = wanted & Interest.priority
@@ -378,6 +378,11 @@ struct PollWaiter {
                 let socket = dualSocket(list[index].fd)
                 if socket != 0 { sessionOf(socket).noteTCPEvent(list[index].fd) }
             }
+            index &+= 1
+        }
+        index = 0
+        while index < doorbells {
+            if extended[count + index].revents != 0 { sessionOf(Int(sockets[index])).answerRing() }
             index &+= 1
         }
         var ready = look(now)

@@ -7,20 +7,38 @@ import StreamRing
 extension Endpoint {
     /// Sends from consecutive memory; >= 0 or -errno.
     package func send(_ bytes: UnsafeRawPointer, _ count: Int, _ flags: Int = 0) -> Int {
-        session.send(fd, bytes, count, Int32(flags) | noSignal)
+        session.isDual
+            ? session.send(fd, bytes, count, Int32(flags) | noSignal) : ss_sys_sendto(fd, bytes, count, Int32(flags) | noSignal)
     }
 
     /// Sends consecutive memory cut into pieces of the given lengths.
     package func send(_ bytes: UnsafeMutableRawPointer, pieces: [Int], _ flags: Int = 0) -> Int {
-        withMessage(bytes, pieces) { session.send(fd, $0, Int32(flags) | noSignal) }
+        withMessage(bytes, pieces) {
+            session.isDual ? session.send(fd, $0, Int32(flags) | noSignal) : ss_sys_sendmsg(fd, $0, Int32(flags) | noSignal)
+        }
     }
 
     package func receive(_ bytes: UnsafeMutableRawPointer, _ count: Int, _ flags: Int = 0) -> Int {
-        session.receive(fd, bytes, count, Int32(flags))
+        session.isDual ? session.receive(fd, bytes, count, Int32(flags)) : ss_sys_recvfrom(fd, bytes, count, Int32(flags))
     }
 
     package func receive(_ bytes: UnsafeMutableRawPointer, pieces: [Int], _ flags: Int = 0) -> Int {
-        withMessage(bytes, pieces) { session.receive(fd, $0, Int32(flags)) }
+        withMessage(bytes, pieces) {
+            session.isDual ? session.receive(fd, $0, Int32(flags)) : ss_sys_recvmsg(fd, $0, Int32(flags))
+        }
+    }
+
+    package func sendFile(_ file: Int32, _ offset: inout Int64, _ count: Int) -> Int {
+        session.isDual ? session.sendFile(fd, file, &offset, count) : ss_sys_sendfile(fd, file, &offset, count)
+    }
+
+    /// Hands the socket over as the switch does; from then on the calls above are the kernel's.
+    package func handOver() -> Bool {
+        guard session.handOver(fd, .handedOver) else { return false }
+        slot.mode.storeSequential(Slot.Mode.plain)
+        session.ringOurselves()
+        session.awaitRewound(fd)
+        return true
     }
 
     private var noSignal: Int32 { Int32(MSG_NOSIGNAL) }
@@ -46,6 +64,11 @@ extension Endpoint {
     package func wait(for interest: UInt32) -> UInt32 {
         var listens = true
         while true {
+            if !session.isDual {
+                var entry = pollfd(fd: fd, events: Int16(truncatingIfNeeded: interest), revents: 0)
+                if ss_sys_ppoll(&entry, 1, nil, nil) > 0 { return UInt32(UInt16(bitPattern: entry.revents)) }
+                continue
+            }
             session.maintain(fd)
             session.doorbellSleepers.add(1)
             defer { session.stopSleepingOnDoorbell() }
@@ -63,9 +86,9 @@ extension Endpoint {
                 pollfd(fd: listens ? session.connection.pointee.notification : -1, events: Int16(POLLIN), revents: 0),
             ]
             // As the switch: who waits for room does not rely on the bell alone.
-            var tick = timespec(tv_sec: 0, tv_nsec: listens ? 20_000_000 : 1_000_000)
+            var tick = timespec(tv_sec: 0, tv_nsec: listens && !session.hasBacklog ? 20_000_000 : 1_000_000)
             listens = true
-            let result = interest & UInt32(POLLOUT) != 0
+            let result = interest & UInt32(POLLOUT) != 0 || session.hasBacklog
                 ? ss_sys_ppoll(&list, 2, &tick, nil) : ss_sys_ppoll(&list, 2, nil, nil)
             guard result > 0 else { continue }
             if list[0].revents != 0 { session.noteTCPEvent(fd) }

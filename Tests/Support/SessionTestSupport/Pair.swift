@@ -55,8 +55,11 @@ package final class Endpoint: @unchecked Sendable {
 
     /// shutdown(2) as the switch does it.
     package func shutDown(_ how: Int32) {
-        session.willShutDown(how)
-        _ = ss_sys_shutdown(fd, how)
+        if session.willShutDown(how) {
+            _ = ss_sys_shutdown(fd, how)
+        } else if how == Int32(SHUT_RDWR) {
+            _ = ss_sys_shutdown(fd, Int32(SHUT_RD))
+        }
     }
 
     /// Everything that one wants to know when a test hangs.

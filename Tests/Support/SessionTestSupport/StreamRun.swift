@@ -14,6 +14,8 @@ package struct StreamPlan: Sendable {
     package var minimumChanges: UInt64 = 0
     /// Largest single send, as a power of two; at most 22.
     package var largestSendBits: UInt64 = 22
+    /// One end or both are handed over at random moments.
+    package var handsOver = false
     package init(seed: UInt64, seconds: Double) {
         self.seed = seed
         self.seconds = seconds
@@ -74,7 +76,7 @@ package func runSender(_ direction: StreamDirection, _ plan: StreamPlan, _ numbe
             case 2, 3: result = end.send(bytes, pieces: randomPieces(left, &random), flags)
             case 4:
                 var offset = Int64(direction.pattern.offset(of: position))
-                result = end.session.sendFile(end.fd, direction.pattern.file, &offset, left)
+                result = end.sendFile(direction.pattern.file, &offset, left)
                 if result > 0, offset != Int64(direction.pattern.offset(of: position) + result) { result = -9999 }
             default:
                 if flags != 0 { end.wait(for: UInt32(POLLOUT)) }
@@ -199,6 +201,14 @@ package func runCarrierChanges(_ ends: [Endpoint], seed: UInt64, stop: @Sendable
     }
 }
 
+/// Hands an end over at a random moment, with the patience of a program that asks again when the answer is "not now".
+private func runHandOver(_ end: Endpoint, _ plan: StreamPlan, _ number: UInt64, stop: @Sendable () -> Bool) {
+    var random = RandomSource(plan.seed &+ 4000 &+ number)
+    if random.oneIn(4) { return }
+    usleep(UInt32(random.next(below: UInt64(plan.seconds * 1e6))))
+    while !stop(), !end.handOver() { usleep(UInt32(random.next(below: 300))) }
+}
+
 /// Carrier changes that both ends counted.
 package func carrierChanges(_ pair: Pair) -> UInt64 {
     pair.a.slot.carrierChanges.load() + pair.b.slot.carrierChanges.load()
@@ -224,10 +234,15 @@ package func runStreams(_ pair: Pair, _ plan: StreamPlan, prefix: UInt64 = 0) ->
             }
         }
         let isOver = Flag()
-        let changer = startThread { runCarrierChanges([pair.a, pair.b], seed: plan.seed) { isOver.isSet } }
+        var others = [startThread { runCarrierChanges([pair.a, pair.b], seed: plan.seed) { isOver.isSet } }]
+        if plan.handsOver {
+            for (number, end) in [pair.a, pair.b].enumerated() {
+                others.append(startThread { runHandOver(end, plan, UInt64(number)) { isOver.isSet } })
+            }
+        }
         join(threads)
         isOver.set()
-        join([changer])
+        join(others)
     }
     let failures = directions.reduce(UInt64(0)) { $0 + $1.failures.load() }
     let bytes = directions.reduce(UInt64(0)) { $0 + $1.received.load() }

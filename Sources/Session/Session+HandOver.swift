@@ -1,0 +1,293 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import SocketTable
+import StreamRing
+#endif
+
+// Handing a socket over: both directions go back to TCP at once and for good, so that calls past the switch (and programs
+// without one) see exactly the stream. What this side sends needs only a cut. What it receives needs a *rewind*: it stops
+// reading the ring where it is and publishes that position; the sender, which still has the bytes behind it, sends them
+// over TCP before anything else. Nobody waits for the other: such bytes are late, never lost.
+extension Session {
+    // MARK: Receiver
+
+    /// Moves both directions back to TCP for good, because of `reason`. True: whoever reads and writes the descriptor past
+    /// the switch from now on sees the one stream; the caller makes the slot plain. False: not now. Bytes lie unread in the
+    /// ring that the peer cannot send over TCP any more, since others that follow them are there already, or the end; or
+    /// TCP does not take what the peer still has to get. The session goes on, without the companion for what is sent next,
+    /// and the caller may ask again when the program has read on.
+    ///
+    /// Waits for at most some milliseconds for a peer that is about to decide, a second for a TCP that is full.
+    package func handOver(_ fd: Int32, _ reason: Reason) -> Bool {
+        let start = ss_monotonic_ns()
+        while true {
+            guard slot.sendLock.lock() == .acquired else { return false }
+            guard slot.receiveLock.lock() == .acquired else {
+                slot.sendLock.unlock()
+                return false
+            }
+            let progress = isUp ? moveBothToTCP(fd, reason) : .done
+            if progress == .done, isUp { ring() }
+            slot.receiveLock.unlock()
+            slot.sendLock.unlock()
+            let waited = ss_monotonic_ns() &- start
+            switch progress {
+            case .done: return true
+            case .refused: return false
+            case .undecided:
+                if waited > Session.decisionNanoseconds { return false }
+                _ = ss_sys_sched_yield()
+            case .backlog:
+                if waited > Session.backlogPatienceNanoseconds { return false }
+                awaitTCP(fd, Int16(POLLOUT), Session.backlogPatienceNanoseconds &- waited)
+            }
+        }
+    }
+
+    /// Waits a few milliseconds for the peer to send what lay unread in the ring, so that the socket is readable at once
+    /// if it was before. Not for a peer in this very process, which may be this thread.
+    package func awaitRewound(_ fd: Int32) {
+        guard enterWatch() else { return }
+        let waits = slot.invitation.load() == Invitation.rewind && !connection.pointee.peerIsHere
+            && local.producer.load() != slot.receivePosition.load() && local.cutCount.load() & 1 == 1
+        leaveWatch(0)
+        if waits { awaitTCP(fd, Int16(POLLIN) | Int16(POLLRDHUP), Session.rewoundNanoseconds) }
+    }
+
+    private static var decisionNanoseconds: UInt64 { 5_000_000 }
+    private static var rewoundNanoseconds: UInt64 { 5_000_000 }
+    static var backlogPatienceNanoseconds: UInt64 { 1_000_000_000 }
+
+    func awaitTCP(_ fd: Int32, _ events: Int16, _ nanoseconds: UInt64) {
+        var entry = pollfd(fd: fd, events: events, revents: 0)
+        var timeout = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
+        _ = ss_sys_ppoll(&entry, 1, &timeout, nil)
+    }
+
+    private enum Progress { case done, refused, undecided, backlog }
+
+    /// Under both locks.
+    private func moveBothToTCP(_ fd: Int32, _ reason: Reason) -> Progress {
+        slot.flags.setBits(Slot.Flags.tcpOnly)  // from now on nobody invites
+        slot.reason.store(reason.rawValue)
+        if has(Slot.Flags.broken) { return .done }
+        let received = rewind(fd)
+        // The way out is cut even if the way in must wait: whoever asked will send past the switch. (To a peer that is gone
+        // the kernel sends anyway.)
+        if !has(Slot.Flags.broken), !sendsOnTCP, !cutToTCP(), !sendNeedsTCP { return .undecided }
+        slot.reason.store(reason.rawValue)
+        if has(Slot.Flags.broken) { return .done }
+        guard received == .granted else { return received == .refused ? .refused : .undecided }
+        return flushBacklog() ? .done : .backlog
+    }
+
+    private enum Outcome { case granted, refused, undecided, nonsense }
+
+    /// Gives the ring up where it has been read, if the peer can still send what lies behind. Under both locks.
+    private func rewind(_ fd: Int32) -> Outcome {
+        guard followCuts() else {
+            breakOff(.protocolViolation)
+            return .granted
+        }
+        switch slot.invitation.loadRelaxed() {
+        case Invitation.none, Invitation.rewind:
+            // Never invited: the peer has not cut and will not. Or done before.
+            return .granted
+        case Invitation.rewindUndecided:
+            break
+        default:
+            slot.invitation.store(Invitation.rewindUndecided)
+            remote.rewindPosition.storeRelaxed(slot.receivePosition.loadRelaxed())
+            remote.invitation.store(Invitation.rewind)  // SYNC POINT: pairs with the acquire in changeCarrierIfAsked
+            // A peer in the middle of a write looks at the number afterwards, and so at the rewind.
+            armReceive()  // its fence pairs with the one in announceCut
+            if let writer = connection.pointee.writer {
+                writer.publish(line: 2, rings: true)
+                if !writer.flush(upTo: slot.sendPosition.loadRelaxed()) {
+                    if companionIsLost { return .granted }
+                    if !writer.hasFailed { return .undecided }
+                }
+            }
+        }
+        return settleRewind(fd)
+    }
+
+    /// Finds out what became of a rewind that is published, and acts on it. Under the receive lock.
+    private func settleRewind(_ fd: Int32) -> Outcome {
+        let outcome = rewindOutcome(fd)
+        switch outcome {
+        case .granted:
+            // Whatever cut the peer makes in answer is followed in advance.
+            slot.receiveCuts.store((local.cutCount.load() &+ 1) & ~1)
+            slot.carrierChanges.count(1)
+            slot.invitation.store(Invitation.rewind)
+        case .refused:
+            slot.invitation.store(Invitation.toTCP)
+            remote.invitation.store(Invitation.toTCP)
+            publish(line: 2)
+        case .nonsense: breakOff(.protocolViolation)
+        case .undecided: break
+        }
+        return outcome
+    }
+
+    /// What the peer will do, or has done, about our rewind. It says that it is about to cut (or to end) before it looks for a
+    /// rewind, and we look for that after having published one: so if nothing is said it will see ours. If something is said
+    /// and not done, it is between the two.
+    private func rewindOutcome(_ fd: Int32) -> Outcome {
+        let position = slot.receivePosition.loadRelaxed()
+        let followed = slot.receiveCuts.loadRelaxed()
+        let hasEnded = Session.tcpHasEnded(fd)
+        let end = local.endFlags.load()
+        let intent = local.cutIntent.load()
+        let made = local.cutCount.load()  // last: if it was cut, what was said before it is done
+        if made == followed, made & 1 == 0 { return .granted }
+        if made & 1 == 0 {
+            guard made &- followed <= 2 else { return .nonsense }
+            // The peer is on TCP already; unread bytes of the ring belong before what it has written there.
+            let ahead = Int64(bitPattern: local.cutOnCompanion.loadRelaxed() &- position)
+            return ahead == 0 ? .granted : ahead > 0 ? .refused : .nonsense
+        }
+        guard made &- followed <= 1 else { return .nonsense }
+        if hasEnded || end & (EndFlags.halfClosed | EndFlags.closed) != 0 {
+            return local.producer.load() == position ? .granted : .refused
+        }
+        return intent == made &+ 1 || end & EndFlags.ending != 0 ? .undecided : .granted
+    }
+
+    private static func tcpHasEnded(_ fd: Int32) -> Bool {
+        var entry = pollfd(fd: fd, events: Int16(POLLRDHUP), revents: 0)
+        var now = timespec(tv_sec: 0, tv_nsec: 0)
+        return ss_sys_ppoll(&entry, 1, &now, nil) > 0
+    }
+
+    /// A receiver whose rewind is undecided reads nothing from either carrier. True: it is decided. Under the receive lock.
+    @inline(__always)
+    func isDecided(_ fd: Int32) -> Bool {
+        slot.invitation.loadRelaxed() != Invitation.rewindUndecided || settleRewind(fd) != .undecided
+    }
+
+    // MARK: Sender. Under the send lock.
+
+    /// Says that the cut to TCP after `cuts` is about to be made; a peer that rewinds from now on takes notice. False: it could
+    /// not be said.
+    func announceCut(_ cuts: UInt64) -> Bool {
+        remote.cutIntent.store(cuts &+ 1)
+        if let writer = connection.pointee.writer {
+            writer.publish(line: 0)
+            return writer.flush(upTo: slot.sendPosition.loadRelaxed())
+        }
+        fullFence()  // pairs with the fence in rewind
+        return true
+    }
+
+    /// The peer reads the ring no more: the direction goes to TCP for good, the bytes behind the peer's position first.
+    /// The caller has seen the invitation to it. False: the position is nonsense, and the connection broken off.
+    @inline(never) @discardableResult
+    func answerRewind() -> Bool {
+        let cuts = slot.sendCuts.loadRelaxed()
+        let end = slot.sendPosition.loadRelaxed()
+        let credit = slot.sendCredit.loadRelaxed()
+        let position = local.rewindPosition.loadRelaxed()
+        // Behind the credit the ring may have been overwritten.
+        guard position &- credit <= end &- credit else {
+            breakOff(.protocolViolation)
+            return false
+        }
+        slot.backlogPosition.store(position)
+        slot.backlogEnd.store(end)
+        slot.sendCuts.store(cuts &+ 1)
+        slot.carrierChanges.count(1)
+        slot.reason.store(Reason.peerPolicy.rawValue)
+        remote.cutOnCompanion.storeRelaxed(position)
+        remote.cutCount.store(cuts &+ 1)  // SYNC POINT: pairs with the acquire in rewindOutcome
+        publish(line: 0)
+        flushBacklog()
+        return true
+    }
+
+    /// What the peer waits for and only this side can send: an answer to its rewind, or the backlog.
+    @inline(__always)
+    package var owesPeer: Bool { hasBacklog || isRewound }
+
+    @inline(__always)
+    package var hasBacklog: Bool { slot.backlogPosition.loadRelaxed() != slot.backlogEnd.loadRelaxed() }
+
+    /// The peer has rewound, and the direction is still on the companion.
+    @inline(__always)
+    var isRewound: Bool {
+        slot.sendCuts.loadRelaxed() & 1 == 1 && local.invitation.load() == Invitation.rewind
+            && slot.flags.loadRelaxed() & (Slot.Flags.writeShutDown | Slot.Flags.broken) == 0
+    }
+
+    /// Sends the backlog as far as TCP takes it now. True: nothing is left of it.
+    @discardableResult
+    func flushBacklog() -> Bool {
+        var position = slot.backlogPosition.loadRelaxed()
+        let end = slot.backlogEnd.loadRelaxed()
+        if position == end { return true }
+        let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
+        while position != end {
+            let start = geometry.index(position)
+            let count = min(Int(truncatingIfNeeded: end &- position), Int(geometry.size) &- start)
+            let sent = ss_sys_sendto(connection.pointee.descriptor, remote.ring + start, count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
+            if sent == -Int(EAGAIN) || sent == -Int(ENOBUFS) || sent == -Int(ENOMEM) { return false }
+            if sent <= 0 {
+                // The connection is over. The kernel repeats a broken pipe, but tells of a reset only once.
+                if sent == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen) }
+                slot.backlogPosition.store(end)
+                break
+            }
+            slot.tcpBytesSent.count(UInt64(sent))
+            position &+= UInt64(sent)
+            slot.backlogPosition.store(position)
+        }
+        // Room, which an edge-triggered waiter has not been told of.
+        slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1)
+        if has(Slot.Flags.owesFIN) {
+            slot.flags.clearBits(Slot.Flags.owesFIN)
+            _ = ss_sys_shutdown(connection.pointee.descriptor, Int32(SHUT_WR))
+        }
+        return true
+    }
+
+    /// The doorbell rang, for whatever: it may be for this. Never sleeps.
+    package func answerRing() {
+        guard enterWatch() else { return }
+        servePeer()
+        leaveWatch(0)
+    }
+
+    /// Does what the peer waits for, for a caller that has nothing to send itself. Never sleeps.
+    @inline(__always)
+    func servePeer() {
+        if owesPeer, slot.sendLock.tryLock() {
+            if isUp { answerPeer() }
+            slot.sendLock.unlock()
+        }
+    }
+
+    /// Under the send lock. True: nothing is left to do.
+    @inline(never) @discardableResult
+    func answerPeer() -> Bool {
+        if isRewound { answerRewind() }
+        return flushBacklog()
+    }
+
+    /// The process is about to end without closing the socket: a close as far as the peer's rewinds are concerned.
+    package func settleBeforeExit() { waitForBacklog(isLast: slot.holders.load() <= 1) }
+
+    /// Before the end of the sending direction is published: says that it is near, and looks for a rewind for the last time.
+    /// False: the backlog does not fit into TCP yet.
+    func settleBeforeEnd() -> Bool {
+        if !sendsOnTCP {
+            remote.endFlags.store(remote.endFlags.load() | EndFlags.ending)
+            if let writer = connection.pointee.writer {
+                writer.publish(line: 3)
+                _ = writer.flush(upTo: slot.sendPosition.loadRelaxed())
+            }
+            fullFence()  // pairs with the fence in rewind
+        }
+        return answerPeer()
+    }
+}
