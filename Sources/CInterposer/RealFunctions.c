@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -206,6 +207,36 @@ void *ss_program_signal(int n, void *handler, int once) {
 int ss_program_siginterrupt(int n, int interrupts) { return stub_siginterrupt(n, interrupts); }
 void *ss_program_sigset(int n, void *handler) { return stub_sigset(n, handler); }
 
+STUB(int, execve, (const char *p, char *const *a, char *const *e), CALL(execve, p, a, e, 0, 0, 0))
+STUB(int, execveat, (int d, const char *p, char *const *a, char *const *e, int g), CALL(execveat, d, p, a, e, g, 0))
+STUB(int, prctl, (int o, unsigned long a, unsigned long b, unsigned long c, unsigned long d), CALL(prctl, o, a, b, c, d, 0))
+STUB(int, pidfd_getfd, (int p, int fd, unsigned g), CALL(pidfd_getfd, p, fd, g, 0, 0, 0))
+
+// These are more than a system call: libc's own function, looked for each time.
+#define LATE(result, name, parameters, arguments)                                \
+    static result stub_##name parameters {                                       \
+        result(*real) parameters = (result(*) parameters)dlsym(RTLD_NEXT, #name); \
+        return real arguments;                                                   \
+    }
+LATE(int, fexecve, (int fd, char *const *a, char *const *e), (fd, a, e))
+LATE(int, execvpe, (const char *p, char *const *a, char *const *e), (p, a, e))
+LATE(int, posix_spawn, (void *i, const char *p, const void *f, const void *t, char *const *a, char *const *e), (i, p, f, t, a, e))
+LATE(int, posix_spawnp, (void *i, const char *p, const void *f, const void *t, char *const *a, char *const *e), (i, p, f, t, a, e))
+LATE(int, posix_spawn_file_actions_adddup2, (void *f, int o, int n), (f, o, n))
+LATE(int, system, (const char *c), (c))
+LATE(void *, popen, (const char *c, const char *m), (c, m))
+LATE(int, _Fork, (void), ())
+static int stub_clone(int (*f)(void *), void *s, int g, void *a, ...) {
+    va_list list;
+    va_start(list, a);
+    int *parent = va_arg(list, int *);
+    void *tls = va_arg(list, void *);
+    int *child = va_arg(list, int *);
+    va_end(list);
+    int (*real)(int (*)(void *), void *, int, void *, ...) = (int (*)(int (*)(void *), void *, int, void *, ...))dlsym(RTLD_NEXT, "clone");
+    return real(f, s, g, a, parent, tls, child);
+}
+
 struct ss_real_functions ss_real = {
 #define INITIAL(result, name, parameters) .name = stub_##name,
     SS_REAL_FUNCTIONS(INITIAL)
@@ -227,12 +258,12 @@ void ss_find_real_functions(void) {
 }
 
 // The kernel limits one environment string to 128 KiB, so no policy is ever cut short. Untouched pages cost nothing.
-static char service[4096], policy[131072], wait_mode[64], upgrade_mode[64];
+static char service[4096], policy[131072], wait_mode[64], upgrade_mode[64], confinement[64];
 
 const char *ss_copy_environment(const char *name, int which) {
     static const struct { char *storage; size_t capacity; } places[] = {
         {service, sizeof service}, {policy, sizeof policy}, {wait_mode, sizeof wait_mode},
-        {upgrade_mode, sizeof upgrade_mode},
+        {upgrade_mode, sizeof upgrade_mode}, {confinement, sizeof confinement},
     };
     size_t length = strlen(name);
     if (!environ) return NULL;
@@ -248,8 +279,8 @@ const char *ss_copy_environment(const char *name, int which) {
     return NULL;
 }
 
-void ss_register_fork_hooks(void (*before)(void), void (*parent)(void), void (*child)(void)) {
-    pthread_atfork(before, parent, child);
+void ss_register_fork_hooks(void) {
+    pthread_atfork(ss_process_hooks.before_fork, ss_process_hooks.after_fork_in_parent, ss_process_hooks.after_fork_in_child);
 }
 
 // MARK: Variadic names

@@ -60,14 +60,13 @@ func trackedAccept(
 /// switch's all the same. Any other listener (Unix sockets) keeps libc's accept.
 @inline(__always)
 private func isListenerOfSwitch(_ fd: Int32) -> Bool {
-    descriptorEntry(fd) != 0 || isForeignTCP(fd)
+    descriptorEntry(fd) != 0 || isForeignListener(fd)
 }
 
 @inline(never)
-private func isForeignTCP(_ fd: Int32) -> Bool {
-    var proto: Int32 = 0
-    var length = UInt32(MemoryLayout<Int32>.size)
-    return ss_sys_getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &proto, &length) == 0 && proto == Int32(IPPROTO_TCP)
+private func isForeignListener(_ fd: Int32) -> Bool {
+    adoptListener(fd)
+    return descriptorEntry(fd) != 0
 }
 
 @c(shutdown) public func interposedShutdown(_ fd: Int32, _ how: Int32) -> Int32 {

@@ -6,7 +6,8 @@ import CSocketSwitch
 @c(sendmmsg) public func interposedSendmmsg(
     _ fd: Int32, _ list: UnsafeMutablePointer<mmsghdr>?, _ count: UInt32, _ flags: Int32
 ) -> Int32 {
-    descriptorEntry(fd) == 0 ? ss_real.sendmmsg(fd, list, count, flags) : trackedSendMessages(fd, list, count, flags)
+    if descriptorEntry(fd) != 0 { return trackedSendMessages(fd, list, count, flags) }
+    return switchPassesDescriptors ? passingSendMessages(fd, list, count, flags) : ss_real.sendmmsg(fd, list, count, flags)
 }
 
 /// Ends at the first message that does not go whole. The kernel takes at most 1024 at once.
@@ -64,7 +65,7 @@ private func bytes(of message: UnsafePointer<msghdr>) -> Int {
     _ timeout: UnsafeMutablePointer<timespec>?
 ) -> Int32 {
     descriptorEntry(fd) == 0
-        ? ss_real.recvmmsg(fd, list, count, flags, timeout) : trackedReceiveMessages(fd, list, count, flags, timeout)
+        ? passingReceiveMessages(fd, list, count, flags, timeout) : trackedReceiveMessages(fd, list, count, flags, timeout)
 }
 
 /// As the kernel does it, the time-out is looked at only between messages. MSG_WAITFORONE waits for the first one alone.

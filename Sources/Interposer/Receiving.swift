@@ -96,7 +96,7 @@ func isVector(_ fd: Int32, _ list: UnsafePointer<iovec>, _ count: Int32) -> Bool
 }
 
 @c(recvmsg) public func interposedRecvmsg(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>?, _ flags: Int32) -> Int {
-    descriptorEntry(fd) == 0 ? ss_real.recvmsg(fd, message, flags) : trackedReceiveMessage(fd, message, flags)
+    descriptorEntry(fd) == 0 ? passingReceiveMessage(fd, message, flags) : trackedReceiveMessage(fd, message, flags)
 }
 
 @inline(never)

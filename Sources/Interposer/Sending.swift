@@ -70,7 +70,8 @@ func trackedWritev(_ fd: Int32, _ list: UnsafePointer<iovec>?, _ count: Int32) -
 }
 
 @c(sendmsg) public func interposedSendmsg(_ fd: Int32, _ message: UnsafePointer<msghdr>?, _ flags: Int32) -> Int {
-    descriptorEntry(fd) == 0 ? ss_real.sendmsg(fd, message, flags) : trackedSendMessage(fd, message, flags)
+    if descriptorEntry(fd) != 0 { return trackedSendMessage(fd, message, flags) }
+    return switchPassesDescriptors ? passingSendMessage(fd, message, flags) : ss_real.sendmsg(fd, message, flags)
 }
 
 @inline(never)

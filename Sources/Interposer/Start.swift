@@ -6,10 +6,18 @@ import CSocketSwitch
 @section(".init_array") @used
 let start: @convention(c) () -> Void = {
     ss_find_real_functions()
-    ss_register_fork_hooks({ switchBeforeFork() }, { switchAfterForkInParent() }, { switchAfterForkInChild() })
+    ss_process_hooks.before_exec = { switchBeforeExec() }
+    ss_process_hooks.exec_failed = { switchExecFailed() }
+    ss_process_hooks.before_spawn = { switchBeforeSpawn() }
+    ss_process_hooks.passes_to_child = { switchPassesToChild($0) }
+    ss_process_hooks.before_fork = { switchBeforeFork() }
+    ss_process_hooks.after_fork_in_parent = { switchAfterForkInParent() }
+    ss_process_hooks.after_fork_in_child = { switchAfterForkInChild() }
+    ss_register_fork_hooks()
     switchStart(
         service: copyOfEnvironment(Environment.service, 0), policy: copyOfEnvironment(Environment.policy, 1),
-        wait: copyOfEnvironment(Environment.wait, 2), upgrade: copyOfEnvironment(Environment.upgrade, 3))
+        wait: copyOfEnvironment(Environment.wait, 2), upgrade: copyOfEnvironment(Environment.upgrade, 3),
+        seccomp: copyOfEnvironment(Environment.seccomp, 4))
 }
 
 private func copyOfEnvironment(_ name: StaticString, _ which: Int32) -> UnsafePointer<CChar>? {

@@ -29,9 +29,12 @@ private struct SystemCallArguments {
     @inline(never)
     func isOfSwitch(_ call: Int32) -> Bool {
         switch call {
-        case SYS_socket, SYS_io_uring_setup, SYS_exit_group, SYS_close_range, SYS_epoll_create1, SYS_accept, SYS_accept4: return true
-        case SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_recvfrom, SYS_sendto, SYS_recvmsg, SYS_sendmsg, SYS_recvmmsg,
-            SYS_sendmmsg, SYS_preadv2, SYS_pwritev2, SYS_sendfile, SYS_bind, SYS_listen, SYS_connect, SYS_shutdown,
+        case SYS_socket, SYS_io_uring_setup, SYS_exit_group, SYS_close_range, SYS_epoll_create1, SYS_accept, SYS_accept4, SYS_execve,
+            SYS_execveat, SYS_clone, SYS_clone3, SYS_seccomp, SYS_prctl, SYS_pidfd_getfd, SYS_sendmsg, SYS_sendmmsg, SYS_recvmsg,
+            SYS_recvmmsg:
+            return true
+        case SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_recvfrom, SYS_sendto, SYS_preadv2, SYS_pwritev2, SYS_sendfile, SYS_bind,
+            SYS_listen, SYS_connect, SYS_shutdown,
             SYS_getsockopt, SYS_setsockopt, SYS_close, SYS_dup, SYS_fcntl, SYS_ioctl, SYS_epoll_pwait, SYS_epoll_pwait2:
             return descriptorEntry(fd) != 0
         case SYS_dup3: return descriptorEntry(fd) | descriptorEntry(second) != 0
@@ -41,7 +44,7 @@ private struct SystemCallArguments {
         default:
             #if arch(x86_64)
             switch call {
-            case SYS_epoll_create: return true
+            case SYS_epoll_create, SYS_fork: return true
             case SYS_epoll_wait: return descriptorEntry(fd) != 0
             case SYS_dup2: return descriptorEntry(fd) | descriptorEntry(second) != 0
             case SYS_poll: return containsTracked(typed(a, pollfd.self), UInt(bitPattern: b))
@@ -62,6 +65,17 @@ private struct SystemCallArguments {
             switchRingIsMade()
             return ss_real.syscall(Int(call), a, b, c, d, e, f)
         case SYS_exit_group: interposedExit(fd)
+        case SYS_execve, SYS_execveat:
+            switchBeforeExec()
+            let result = ss_real.syscall(Int(call), a, b, c, d, e, f)
+            switchExecFailed()
+            return result
+        case SYS_clone, SYS_clone3: return makesProcess(call) ? fork(call) : ss_real.syscall(Int(call), a, b, c, d, e, f)
+        case SYS_seccomp, SYS_prctl:
+            // seccomp's operations 0 and 1, and PR_SET_SECCOMP, confine.
+            if call == SYS_seccomp ? a == 0 || a == 1 : a == 22 { switchBeforeSandbox() }
+            return ss_real.syscall(Int(call), a, b, c, d, e, f)
+        case SYS_pidfd_getfd: return Int(interposedPidfdGetfd(fd, second, UInt32(truncatingIfNeeded: c)))
         case SYS_close_range: return Int(interposedCloseRange(UInt32(truncatingIfNeeded: a), UInt32(truncatingIfNeeded: b), third))
         case SYS_epoll_create1: return Int(interposedEpollCreate1(fd))
         case SYS_accept: return Int(interposedAccept(fd, pointer(b), typed(c, UInt32.self)))
@@ -110,10 +124,30 @@ private struct SystemCallArguments {
         }
     }
 
+    /// A child with memory of its own (no CLONE_VM, no CLONE_FILES) that goes on here (no other stack).
+    private func makesProcess(_ call: Int32) -> Bool {
+        var flags = UInt64(truncatingIfNeeded: a)
+        var stack = UInt64(truncatingIfNeeded: b)
+        if call == SYS_clone3 {
+            guard let arguments = pointer(a), ss_copy_program_memory(&flags, arguments, 8) == 0,
+                ss_copy_program_memory(&stack, arguments + 40, 8) == 0
+            else { return false }
+        }
+        return flags & 0x500 == 0 && stack == 0
+    }
+
+    private func fork(_ call: Int32) -> Int {
+        switchBeforeFork()
+        let child = ss_real.syscall(Int(call), a, b, c, d, e, f)
+        if child == 0 { switchAfterForkInChild() } else { switchAfterForkInParent() }
+        return child
+    }
+
     private func performOld(_ call: Int32) -> Int {
         #if arch(x86_64)
         switch call {
         case SYS_epoll_create: return Int(interposedEpollCreate(fd))
+        case SYS_fork: return fork(call)
         case SYS_epoll_wait: return Int(interposedEpollWait(fd, typed(b, epoll_event.self), third, fourth))
         case SYS_dup2: return Int(interposedDup2(fd, second))
         case SYS_poll: return Int(interposedPoll(typed(a, pollfd.self), UInt(bitPattern: b), third))

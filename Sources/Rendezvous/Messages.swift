@@ -117,6 +117,7 @@ package enum Segment {
 ///     SOCKSWITCH_POLICY    compiled policy, see below
 ///     SOCKSWITCH_WAIT      `adaptive` (default) or `never` (never spin)
 ///     SOCKSWITCH_UPGRADE   `default` or `eager` (announce at once)
+///     SOCKSWITCH_SECCOMP   `respect` (default: nothing is set up under a filter of system calls) or `ignore`
 ///
 /// A compiled policy is at most 64 rules joined by ';'. Before them there may be `w,i`: a listener on the wildcard gets a
 /// companion for each address. A rule is exactly four fields joined by ',':
@@ -134,4 +135,5 @@ package enum Environment {
     package static var policy: StaticString { "SOCKSWITCH_POLICY" }
     package static var wait: StaticString { "SOCKSWITCH_WAIT" }
     package static var upgrade: StaticString { "SOCKSWITCH_UPGRADE" }
+    package static var seccomp: StaticString { "SOCKSWITCH_SECCOMP" }
 }

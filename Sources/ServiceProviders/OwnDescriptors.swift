@@ -11,10 +11,13 @@ import StreamRing
 ///
 /// | soft limit S | place |
 /// |---|---|
-/// | at least 65,536 | from 15,872 on: no program minds |
+/// | at least 65,536 | from 15,872 on: few programs come so far |
 /// | below the hard limit | at S or above: the soft limit is raised for the moment of the move; descriptors above it stay valid |
 /// | the hard limit, at least 1,024 | the top quarter, at most S/8 of them |
 /// | the hard limit, less than 1,024 | nowhere: such a program counts its descriptors |
+///
+/// Where they lie below S they are taken from the program's. So none is added that would leave it less than an eighth of S
+/// beyond what it has, and they give way when it comes closer than that (`ownDescriptorsInTheWay`).
 struct DescriptorPlacement {
     /// Lowest number to use; -1: none is allowed.
     private(set) var minimum: Int = -1
@@ -31,17 +34,21 @@ struct DescriptorPlacement {
         let soft = Int(min(UInt64(before.rlim_cur), UInt64(SS_DESCRIPTORS)))
         let hard = Int(min(UInt64(before.rlim_max), UInt64(SS_DESCRIPTORS)))
         if soft >= 65536 {
-            minimum = DescriptorPlacement.preferredMinimum
+            if leavesRoom(soft) { minimum = DescriptorPlacement.preferredMinimum }
         } else if hard > soft {
             var higher = before
             higher.rlim_cur = rlim_t(hard)
             guard ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), &higher, nil) == 0 else { return }
             raised = true
-            minimum = max(soft, min(DescriptorPlacement.preferredMinimum, hard / 2))
-        } else if soft >= 1024, ownDescriptorCount + 2 <= soft / 8 {
+            let lowest = max(soft, min(DescriptorPlacement.preferredMinimum, hard / 2))
+            // Known to be full before anybody goes to the trouble of making one.
+            if ownDescriptorCount + 2 <= hard - lowest { minimum = lowest }
+        } else if soft >= 1024, ownDescriptorCount + 2 <= soft / 8, leavesRoom(soft) {
             minimum = soft / 4 * 3
         }
     }
+
+    private func leavesRoom(_ soft: Int) -> Bool { programDescriptorCount + ownDescriptorCount + 2 <= soft - soft / 8 }
 
     func restore() {
         guard raised else { return }
@@ -101,3 +108,35 @@ package func closeOwn(_ fd: Int32) {
 
 /// Descriptors that the library keeps in this process now.
 package var ownDescriptorCount: Int { Int(providerHalfWord(ProviderState.ownDescriptorsOffset).load()) }
+
+// MARK: The program comes first
+
+/// Descriptors that the program is known to have: the highest number that it was given, since the kernel gives the lowest
+/// one that is free.
+private var programDescriptorCount: Int { Int(providerHalfWord(ProviderState.programDescriptorsOffset).load()) }
+
+/// The program was given a higher number than ever: `count` is that number plus one.
+package func noteProgramDescriptors(_ count: Int32) {
+    providerHalfWord(ProviderState.programDescriptorsOffset).store(UInt32(bitPattern: count))
+}
+
+/// How many of the library's descriptors should be closed, because they lie below the soft limit and the program comes close
+/// to it. `atOnce`: the program was refused one.
+package func ownDescriptorsInTheWay(atOnce: Bool) -> Int {
+    guard ownDescriptorCount > 0 else { return 0 }
+    var limit = rlimit()
+    guard ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), nil, &limit) == 0 else { return 0 }
+    let soft = Int(min(UInt64(limit.rlim_cur), UInt64(SS_DESCRIPTORS)))
+    // Numbers that the program skipped because they are ours make its highest one look too high: a reason to be early.
+    if !atOnce, programDescriptorCount + ownDescriptorCount <= soft - soft / 8 { return 0 }
+    var count = 0
+    for fd in 0..<soft where entryKind(ss_descriptor_load(UInt32(fd))) == DescriptorKind.own { count += 1 }
+    return count
+}
+
+/// Whether two more could be had now: asked before the service is troubled.
+func hasRoomForDoorbells() -> Bool {
+    let placement = DescriptorPlacement()
+    placement.restore()
+    return placement.minimum >= 0
+}

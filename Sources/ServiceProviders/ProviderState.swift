@@ -14,6 +14,8 @@ package struct ProviderState {
     static var lockOffset: Int { 0 }
     /// Descriptors that the library keeps (`HalfWord`).
     static var ownDescriptorsOffset: Int { 16 }
+    /// Descriptors that the program is known to have (`HalfWord`).
+    static var programDescriptorsOffset: Int { 20 }
     /// Value of the process's mailbox word up to which the service's packets were read (`Word`).
     static var mailboxSeenOffset: Int { 24 }
     /// Announcements without an answer (`HalfWord`).

@@ -202,6 +202,7 @@ enum RendezvousClient {
             let reason = connect()
             guard reason == .none else { return reason }
             registerListeners()
+            guard hasRoomForDoorbells() else { return .descriptorLimit }
             let outstanding = providerHalfWord(ProviderState.outstandingOffset).load()
             guard outstanding < UInt32(maximumOutstanding) else { return .waitingForPeer }
             let sent = send(kind: MessageKind.announce, passing: companion.record.pointee.baseSocket) { message in

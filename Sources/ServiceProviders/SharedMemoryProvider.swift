@@ -39,6 +39,13 @@ package func sharedMemoryProviderConfigure(
     unlockProviders(mask)
 }
 
+/// Lets the service know this process, so that `ps` shows sockets that will never be announced.
+package func sharedMemoryProviderIntroduce() {
+    let mask = lockProviders()
+    _ = RendezvousClient.connect()
+    unlockProviders(mask)
+}
+
 /// Before fork: waits until no other thread is inside the provider, so that the child's copy is whole. `mask` goes to the
 /// hook that follows, in the parent and in the child. Signals stay blocked in between.
 package func sharedMemoryProviderBeforeFork() -> UInt64 { lockProviders() }

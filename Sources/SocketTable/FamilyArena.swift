@@ -189,6 +189,33 @@ package struct FamilyArena {
         return dropHolder(index)
     }
 
+    /// Process `process` is about to lose the slot's socket, unless its exec fails. The last holder keeps it: a slot that
+    /// became free could not be taken back.
+    package func releaseUnlessLast(_ index: Int, process: Int) {
+        let mask = UInt64(1) << UInt64(index & 63)
+        let bits = holderWord(process, index >> 6)
+        guard bits.load() & mask != 0, slot(index).holders.load() > 1, bits.clearBits(mask) & mask != 0 else { return }
+        let holders = slot(index).holders
+        while true {
+            let count = holders.load()
+            if count <= 1 {
+                bits.setBits(mask)
+                return
+            }
+            if holders.compareExchange(count, count &- 1) { return }
+        }
+    }
+
+    /// Undoes `releaseUnlessLast`. False: the slot has become free meanwhile.
+    package func holdAgain(_ index: Int, process: Int) -> Bool {
+        let mask = UInt64(1) << UInt64(index & 63)
+        let bits = holderWord(process, index >> 6)
+        if bits.load() & mask != 0 { return true }
+        guard holdAlso(index) else { return false }
+        bits.setBits(mask)
+        return true
+    }
+
     @discardableResult
     private func dropHolder(_ index: Int) -> Bool {
         let slot = slot(index)

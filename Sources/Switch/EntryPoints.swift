@@ -17,7 +17,8 @@ import StreamRing
 
 /// socket(2): the program's socket is the kernel's, always (WSD-C1).
 package func switchSocket(_ domain: Int32, _ type: Int32, _ proto: Int32) -> Int {
-    let result = baseSocket(domain, type, proto)
+    var result = baseSocket(domain, type, proto)
+    if result == -Int(EMFILE), giveWay(atOnce: true) { result = baseSocket(domain, type, proto) }
     if result >= 0 {
         let fd = Int32(result)
         forgetStale(fd)
@@ -60,7 +61,11 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     var storage = InlineArray<128, UInt8>(repeating: 0)
     let peer = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &storage) { $0 })
     var peerLength: UInt32 = 128
-    let accepted = baseAccept(fd, peer, &peerLength, flags)
+    var accepted = baseAccept(fd, peer, &peerLength, flags)
+    if accepted == -Int(EMFILE), giveWay(atOnce: true) {
+        peerLength = 128
+        accepted = baseAccept(fd, peer, &peerLength, flags)
+    }
     if accepted < 0 { return accepted }
     let new = Int32(accepted)
     if let address {
@@ -280,12 +285,15 @@ private func needsTCP(_ level: Int32, _ name: Int32) -> Bool {
 /// fcntl with its third argument as a machine word (pointer or integer).
 package func switchFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -> Int {
     if entryKind(descriptorEntry(fd)) == DescriptorKind.own { return -Int(EBADF) }
-    let result = ss_sys_fcntl(fd, command, argument)
+    var result = ss_sys_fcntl(fd, command, argument)
+    if result == -Int(EMFILE), giveWay(atOnce: true) { result = ss_sys_fcntl(fd, command, argument) }
     if result < 0 { return result }
     if command == F_DUPFD || command == Int32(F_DUPFD_CLOEXEC) {
         shareEntry(of: fd, with: Int32(result))
     } else if command == F_SETFL, let index = socketIndex(fd) {
         setNonBlocking(sessionOf(index).slot, argument & Int(O_NONBLOCK) != 0)
+    } else if command == F_SETFD, argument & 1 == 0, isForeignChild() {
+        handOverBeforeExec(fd)
     }
     return result
 }
@@ -304,6 +312,7 @@ package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMut
     if result == 0, request == 0x5421 /* FIONBIO */, let argument {
         setNonBlocking(session.slot, argument.loadUnaligned(as: Int32.self) != 0)
     }
+    if result == 0, request == 0x5450 /* FIONCLEX */, isForeignChild() { handOverBeforeExec(fd) }
     return result
 }
 

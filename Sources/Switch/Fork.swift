@@ -13,7 +13,7 @@ import StreamRing
 /// exec (they are recognised by their process id).
 package func switchBeforeFork() {
     let state = privateState
-    guard let memory = state.pointee.arena else { return }
+    guard switchIsActive, let memory = state.pointee.arena else { return }
     state.pointee.forkHoldsPending = waitForPendingLock()
     readinessBeforeFork()
     state.pointee.forkMask = sharedMemoryProviderBeforeFork()
@@ -24,7 +24,7 @@ package func switchBeforeFork() {
 }
 
 package func switchAfterForkInParent() {
-    guard privateState.pointee.arena != nil else { return }
+    guard switchIsActive else { return }
     sharedMemoryProviderAfterForkInParent(privateState.pointee.forkMask)
     readinessAfterForkInParent()
     if privateState.pointee.forkHoldsPending { unlockPending() }
@@ -34,7 +34,7 @@ package func switchAfterForkInChild() {
     ss_thread_id_reset()
     ss_guard_memory_after_fork()
     let state = privateState
-    guard let memory = state.pointee.arena else { return }
+    guard switchIsActive, let memory = state.pointee.arena else { return }
     let arena = FamilyArena(memory)
     state.pointee.pid = Int32(ss_sys_getpid())
     state.pointee.process = state.pointee.reservedChild

@@ -65,7 +65,7 @@ private func serveOtherEnd(of slot: Slot) {
 /// The process ends, or becomes another program: what peers wait for, and only this process can send, goes out.
 package func switchBeforeExit() {
     let state = privateState
-    guard let memory = state.pointee.arena, ss_sys_getpid() == Int(state.pointee.pid) else { return }
+    guard switchIsActive, let memory = state.pointee.arena, ss_sys_getpid() == Int(state.pointee.pid) else { return }
     let arena = FamilyArena(memory)
     var index = 1
     let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)

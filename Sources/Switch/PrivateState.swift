@@ -33,6 +33,10 @@ package struct PrivateState {
     package var enabled: Bool
     /// The process has made an io_uring.
     package var hasRing: Bool
+    /// A filter of system calls that was there before the program is known to permit what the library does.
+    package var ignoresFilters: Bool
+    /// The program has confined itself (Seccomp.swift): nothing is ever done for it again.
+    package var isConfined: Bool
     /// Companions that wait for their provider (listening ones included): data calls look at the event words while > 0.
     package var pendingCompanions: Int32
     /// Signals (bit n-1) whose handler was installed without SA_RESTART.
@@ -65,6 +69,10 @@ package struct PrivateState {
 package var privateState: UnsafeMutablePointer<PrivateState> {
     ss_private_state_address().assumingMemoryBound(to: PrivateState.self)
 }
+
+/// There may be sockets of ours in this process: it has an arena, and has not confined itself.
+@inline(__always)
+var switchIsActive: Bool { privateState.pointee.arena != nil && !privateState.pointee.isConfined }
 
 /// The session of the socket with slot `index`; only for indices that the descriptor table gave.
 @inline(__always)

@@ -9,13 +9,17 @@ import StreamRing
 
 /// Reads the configuration. Called once, from the library's constructor; does nothing else, so that a program without
 /// stream sockets pays nothing. The strings must live for ever.
-package func switchStart(service: UnsafePointer<CChar>?, policy: UnsafePointer<CChar>?, wait: UnsafePointer<CChar>?, upgrade: UnsafePointer<CChar>?) {
+package func switchStart(
+    service: UnsafePointer<CChar>?, policy: UnsafePointer<CChar>?, wait: UnsafePointer<CChar>?, upgrade: UnsafePointer<CChar>?,
+    seccomp: UnsafePointer<CChar>? = nil
+) {
     let state = privateState
     startBaseProvider()
     state.pointee.servicePath = service
     state.pointee.enabled = service != nil
     state.pointee.neverSpin = startsWith(wait, "never")
     state.pointee.eager = startsWith(upgrade, "eager")
+    state.pointee.ignoresFilters = startsWith(seccomp, "ignore")
     ss_session_state.never_spin = state.pointee.neverSpin ? 1 : 0
     state.pointee.policyText = policy
 }
@@ -44,7 +48,7 @@ package func ensureStarted() -> Bool {
         // Another thread (or the one that this signal handler interrupted) is at it: the socket stays on TCP.
         return false
     }
-    let done = startSwitch()
+    let done = privateState.pointee.enabled && !isForbidden() && startSwitch()
     word.store(done ? StartState.ready : StartState.impossible)
     return done
 }
@@ -56,9 +60,15 @@ extension MemoryLayout where T == PrivateState {
     static var readinessOffset: Int { 8 }
 }
 
+/// A filter of system calls is in force: it may punish what the library would do.
+private func isForbidden() -> Bool { !privateState.pointee.ignoresFilters && isConfinedFromOutside() }
+
 private func startSwitch() -> Bool {
     let state = privateState
     let name: StaticString = "sockswitch"
+    // Beyond the limit of file sizes it would not fail, it would send SIGXFSZ.
+    var fileSize = rlimit()
+    guard ss_sys_prlimit(Int32(RLIMIT_FSIZE.rawValue), nil, &fileSize) == 0, fileSize.rlim_cur >= rlim_t(FamilyArena.bytes) else { return false }
     let created = ss_sys_memfd_create(
         UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self), ss_mfd_cloexec | ss_mfd_allow_sealing)
     if created < 0 { return false }

@@ -89,13 +89,16 @@ package var switchHasDescriptors: Bool {
 }
 
 func noteHighest(_ fd: Int32) {
-    if fd >= privateState.pointee.highestDescriptor { privateState.pointee.highestDescriptor = fd &+ 1 }
+    guard fd >= privateState.pointee.highestDescriptor else { return }
+    privateState.pointee.highestDescriptor = fd &+ 1
+    noteProgramDescriptors(fd &+ 1)
+    giveWay(atOnce: false)
 }
 
 /// A new descriptor has a number that the table still knows: it was closed by a way that we did not see (a raw system
-/// call). What it stood for is gone.
+/// call). What it stood for is gone; except in a vfork child, whose parent goes on with it.
 func forgetStale(_ fd: Int32) {
-    if descriptorEntry(fd) != 0 { dropEntry(fd) }
+    if descriptorEntry(fd) != 0, !isForeignChild() { dropEntry(fd) }
 }
 
 /// The socket becomes an unconnected one again: a new slot, with the options that the program has set.
@@ -116,9 +119,11 @@ func shareEntry(of old: Int32, with new: Int32) {
     forgetStale(new)
     let entry = descriptorEntry(old)
     guard entry != 0, UInt32(bitPattern: new) < UInt32(SS_DESCRIPTORS) else { return }
+    if isForeignChild() { return handOverBeforeExec(old) }
     if entryKind(entry) == DescriptorKind.socket {
         let record = sessionOf(entryIndex(entry)).connection
         record.pointee.descriptorCount &+= 1
+        handOverToStdio(old, entryIndex(entry), as: new)
     }
     noteHighest(new)
     setDescriptorEntry(new, kind: entryKind(entry), index: UInt32(entryIndex(entry)))
@@ -126,7 +131,7 @@ func shareEntry(of old: Int32, with new: Int32) {
 
 /// A vfork child runs in our memory but with descriptors of its own: it must not touch our tables.
 @inline(__always)
-private func isForeignChild() -> Bool { ss_sys_getpid() != Int(privateState.pointee.pid) }
+func isForeignChild() -> Bool { switchIsActive && ss_sys_getpid() != Int(privateState.pointee.pid) }
 
 // MARK: Closing
 
@@ -134,7 +139,7 @@ package func switchClose(_ fd: Int32) -> Int {
     let entry = descriptorEntry(fd)
     if entry == 0 { return ss_sys_close(fd) }
     if entryKind(entry) == DescriptorKind.own { return -Int(EBADF) }
-    if privateState.pointee.arena != nil, isForeignChild() { return ss_sys_close(fd) }
+    if isForeignChild() { return ss_sys_close(fd) }
     dropEntry(fd)
     return entryKind(entry) == DescriptorKind.socket ? baseClose(fd) : ss_sys_close(fd)
 }
@@ -246,7 +251,7 @@ package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -
     // What the kernel refuses closes nothing. CLOSE_RANGE_UNSHARE is 2, CLOSE_RANGE_CLOEXEC 4.
     if first > last || flags & ~6 != 0 { return ss_sys_close_range(first, last, flags) }
     let closes = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
-    guard closes, privateState.pointee.arena == nil || !isForeignChild() else { return closeRangeAroundOwn(first, last, flags) }
+    guard closes, !isForeignChild() else { return closeRangeAroundOwn(first, last, flags) }
     let end = min(UInt64(last) + 1, UInt64(SS_DESCRIPTORS))
     var fd = UInt64(first)
     while fd < end {
@@ -285,7 +290,10 @@ package func switchDuplicate(_ fd: Int32) -> Int { switchFileControl(fd, F_DUPFD
 package func switchDuplicate(_ old: Int32, onto new: Int32, _ flags: Int32) -> Int {
     if entryKind(descriptorEntry(old)) == DescriptorKind.own { return -Int(EBADF) }
     if entryKind(descriptorEntry(new)) == DescriptorKind.own { return -Int(EBADF) }
-    if privateState.pointee.arena != nil, isForeignChild() { return rawDuplicate(old, new, flags) }
+    if isForeignChild() {
+        handOverBeforeExec(old)
+        return rawDuplicate(old, new, flags)
+    }
     // Only when the call will succeed may the old meaning of `new` end.
     if descriptorEntry(new) != 0, ss_sys_fcntl(old, F_GETFD, 0) >= 0 { dropEntry(new) }
     let result = rawDuplicate(old, new, flags)

@@ -40,6 +40,11 @@ class Result(unittest.TestResult):
         self.finish("FAILED")
         print(self.failures[-1][1], flush=True)
 
+    def addSubTest(self, test, subtest, err):
+        super().addSubTest(test, subtest, err)
+        if err is not None:
+            print(f"FAILED {subtest._subDescription()}\n{(self.failures + self.errors)[-1][1]}", flush=True)
+
     def addSkip(self, test, reason):
         super().addSkip(test, reason)
         self.finish(f"skipped: {reason}")

@@ -16,6 +16,7 @@
 #define SS_P void *_Nullable
 #define SS_C const void *_Nullable
 #define SS_LENGTH uint32_t *_Nullable
+#define SS_LIST char *_Nullable const *_Nullable
 #define SS_REAL_FUNCTIONS(X) \
     X(ssize_t, read, (int fd, SS_P buffer, size_t count)) \
     X(ssize_t, write, (int fd, SS_C buffer, size_t count)) \
@@ -89,7 +90,20 @@
     X(SS_P, __sysv_signal, (int signal, SS_P handler)) \
     X(SS_P, sigset, (int signal, SS_P handler)) \
     X(int, sigignore, (int signal)) \
-    X(int, siginterrupt, (int signal, int interrupts))
+    X(int, siginterrupt, (int signal, int interrupts)) \
+    X(int, execve, (const char *_Nullable path, SS_LIST arguments, SS_LIST environment)) \
+    X(int, execvpe, (const char *_Nullable file, SS_LIST arguments, SS_LIST environment)) \
+    X(int, fexecve, (int fd, SS_LIST arguments, SS_LIST environment)) \
+    X(int, execveat, (int directory, const char *_Nullable path, SS_LIST arguments, SS_LIST environment, int flags)) \
+    X(int, posix_spawn, (SS_P pid, const char *_Nullable path, SS_C actions, SS_C attributes, SS_LIST arguments, SS_LIST environment)) \
+    X(int, posix_spawnp, (SS_P pid, const char *_Nullable file, SS_C actions, SS_C attributes, SS_LIST arguments, SS_LIST environment)) \
+    X(int, posix_spawn_file_actions_adddup2, (SS_P actions, int old, int replacement)) \
+    X(int, system, (const char *_Nullable command)) \
+    X(SS_P, popen, (const char *_Nullable command, const char *_Nullable mode)) \
+    X(int, prctl, (int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)) \
+    X(int, pidfd_getfd, (int process, int fd, unsigned flags)) \
+    X(int, _Fork, (void)) \
+    X(int, clone, (int (*_Nullable function)(void *_Nullable), SS_P stack, int flags, SS_P argument, ...))
 
 /// The functions behind ours, each with libc's own signature, errno and cancellation. Until `ss_find_real_functions` ran
 /// they are bare system calls (with errno), so that a call from another library's constructor works.
@@ -104,7 +118,7 @@ extern struct ss_real_functions ss_real __attribute__((visibility("hidden"), swi
 void ss_find_real_functions(void) __attribute__((visibility("hidden")));
 
 /// The value of an environment variable, copied into storage of its own the first time (programs overwrite the
-/// memory of their environment); NULL when absent or longer than `capacity` - 1 bytes. `which`: 0...3, one storage each.
+/// memory of their environment); NULL when absent or longer than `capacity` - 1 bytes. `which`: 0...4, one storage each.
 const char *_Nullable ss_copy_environment(const char *name, int which) __attribute__((visibility("hidden")));
 
 /// The descriptor of a struct aiocb, and of entry `index` of a list of pointers to them; -1 for a pointer that is none.
@@ -128,9 +142,20 @@ SS_P ss_program_signal(int signal, SS_P handler, int once) __attribute__((visibi
 int ss_program_siginterrupt(int signal, int interrupts) __attribute__((visibility("hidden")));
 SS_P ss_program_sigset(int signal, SS_P handler) __attribute__((visibility("hidden")));
 
-/// pthread_atfork.
-void ss_register_fork_hooks(void (*before)(void), void (*parent)(void), void (*child)(void))
-    __attribute__((visibility("hidden")));
+/// What the switch wants to do before another image or another process exists (Processes.c): NULL until the constructor.
+struct ss_process_hooks {
+    void (*_Nullable before_exec)(void);
+    void (*_Nullable exec_failed)(void);
+    void (*_Nullable before_spawn)(void);
+    void (*_Nullable passes_to_child)(int fd);
+    void (*_Nullable before_fork)(void);
+    void (*_Nullable after_fork_in_parent)(void);
+    void (*_Nullable after_fork_in_child)(void);
+};
+extern struct ss_process_hooks ss_process_hooks __attribute__((visibility("hidden"), swift_attr("nonisolated(unsafe)")));
+
+/// pthread_atfork with the hooks of `ss_process_hooks`.
+void ss_register_fork_hooks(void) __attribute__((visibility("hidden")));
 
 static inline int ss_handler_of(const struct sigaction *action) {
     return action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN;

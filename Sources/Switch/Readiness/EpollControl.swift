@@ -21,6 +21,7 @@ package func switchEpollCreated(_ set: Int32) {
 
 /// epoll_ctl(2).
 package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _ event: UnsafeMutablePointer<epoll_event>?) -> Int {
+    if operation == ControlOperation.add, descriptorEntry(fd) == 0 { adoptListener(fd) }
     let target = descriptorEntry(fd)
     let container = descriptorEntry(set)
     if entryKind(target) == DescriptorKind.own || entryKind(container) == DescriptorKind.own { return -Int(EBADF) }

@@ -61,6 +61,28 @@ package func readinessBecamePlain(_ socket: Int) {
     if outcome == .acquired { lock.unlock() }
 }
 
+/// Nobody will sift the events of this process's sets any more: the kernel gets every registration of the socket as the
+/// program made it, one-shot ones included.
+func readinessLeaveToKernel(_ socket: Int) {
+    readinessBecamePlain(socket)
+    guard let root = ReadinessRoot.existing else { return }
+    let lock = root.socketLock(socket)
+    let outcome = lock.lock()
+    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        if one.has(Registration.State.tagged) {
+            one.remove(Registration.State.tagged)
+            // One that has fired waits for nothing until the program changes it.
+            if one.has(Registration.State.disabled) { one.events &= ~Interest.events }
+            let operation = one.has(Registration.State.absent) ? ControlOperation.add : ControlOperation.modify
+            _ = root.tellKernelPlainly(index, operation, root.set(Int(one.set)).descriptor)
+        }
+        index = one.nextInSocket
+    }
+    if outcome == .acquired { lock.unlock() }
+}
+
 /// Descriptor `fd` of socket `socket` is about to be closed or replaced: forgets its registrations and takes the doorbell
 /// out of the kernel's sets. Call it *before* close, before `Session.end`, and before `descriptorCount` is lowered.
 package func readinessForget(_ fd: Int32, _ socket: Int) {

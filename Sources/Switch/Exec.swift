@@ -1,0 +1,111 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+// exec, and posix_spawn and its kin: another image gets the descriptors that are not close-on-exec (WSD-D1). It may know
+// nothing of the switch, so those sockets are handed over before it exists.
+//
+// A vfork child runs on its parent's memory with descriptors of its own. It hands over on its parent's behalf, and touches
+// no table: what it closes, moves and marks is not the parent's.
+
+/// Before this process's image is replaced, or, in a vfork child, its parent's is left. No memory is needed, errno stays.
+package func switchBeforeExec() {
+    guard switchIsActive, let memory = privateState.pointee.arena else { return }
+    if isForeignChild() {
+        handOverInheritable(to: .stranger) { _ in }
+        return
+    }
+    var inherited = SlotSet()
+    handOverInheritable(to: .image) { inherited.insert($0) }
+    switchBeforeExit()
+    // The others close with the image. This process, which lives on under its number, must not seem to hold them.
+    let arena = FamilyArena(memory)
+    let process = Int(privateState.pointee.process)
+    guard process >= 0 else { return }
+    var index = 1
+    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
+    while index < end {
+        if !inherited.contains(index) { arena.releaseUnlessLast(index, process: process) }
+        index &+= 1
+    }
+}
+
+/// exec returned: the program goes on. What was handed over stays on TCP.
+package func switchExecFailed() {
+    guard switchIsActive, let memory = privateState.pointee.arena, !isForeignChild(), privateState.pointee.process >= 0 else { return }
+    let arena = FamilyArena(memory)
+    let process = Int(privateState.pointee.process)
+    var fd: Int32 = 0
+    while fd < privateState.pointee.highestDescriptor {
+        if let index = socketIndex(fd) {
+            let isSame = arena.slot(index).generation.load() == sessionOf(index).connection.pointee.generation
+            // Another process has closed it in between, as the last one that seemed to hold it: it is a plain socket now.
+            if !isSame || !arena.holdAgain(index, process: process) { clearDescriptorEntry(fd) }
+        }
+        fd &+= 1
+    }
+}
+
+/// Before posix_spawn, system or popen make a child: its image gets what is not close-on-exec.
+package func switchBeforeSpawn() {
+    guard switchIsActive else { return }
+    handOverInheritable(to: .stranger) { _ in }
+}
+
+/// The program is going to pass `fd` to a child that execs (a dup2 in the file actions of posix_spawn).
+package func switchPassesToChild(_ fd: Int32) {
+    if let index = socketIndex(fd) { handOver(fd, index, to: .stranger) }
+}
+
+/// A vfork child makes `fd` outlive its exec, by duplicating it or by taking close-on-exec off. Now, while it still has
+/// everything: before the exec it may close what the parent's epoll sets need.
+func handOverBeforeExec(_ fd: Int32) {
+    guard let index = socketIndex(fd), isStill(fd, index) else { return }
+    handOver(fd, index, to: .stranger)
+}
+
+/// Hands over every tracked socket that the next image inherits, and names it to `found`.
+private func handOverInheritable(to user: HandOver, _ found: (Int) -> Void) {
+    let foreign = isForeignChild()
+    var fd: Int32 = 0
+    while fd < privateState.pointee.highestDescriptor {
+        if let index = socketIndex(fd) {
+            let flags = ss_sys_fcntl(fd, F_GETFD, 0)
+            if flags >= 0, flags & 1 /* FD_CLOEXEC */ == 0, !foreign || isStill(fd, index) {
+                found(index)
+                handOver(fd, index, to: user)
+            }
+        }
+        fd &+= 1
+    }
+}
+
+/// Whether a vfork child's `fd` is what the parent's table says: the child may have put something else there.
+private func isStill(_ fd: Int32, _ index: Int) -> Bool {
+    let slot = sessionOf(index).slot
+    guard slot.kind.load() >= Slot.Kind.connected else { return true }
+    var storage = InlineArray<160, UInt8>(repeating: 0)
+    return withUnsafeMutablePointer(to: &storage) { pointer in
+        let bytes = UnsafeMutableRawPointer(pointer)
+        let address = CompactAddress(bytes + 128)
+        var length: UInt32 = 128
+        guard ss_sys_getpeername(fd, bytes, &length) == 0, address.set(bytes, length: Int(length)),
+            address.port == slot.peerAddress.port
+        else { return false }
+        length = 128
+        // The ports alone: a program may connect to the wildcard address, which the kernel takes for another.
+        return ss_sys_getsockname(fd, bytes, &length) == 0 && address.set(bytes, length: Int(length))
+            && address.port == slot.localAddress.port
+    }
+}
+
+/// A set of slot numbers, on the stack.
+private struct SlotSet {
+    private var words = InlineArray<512, UInt64>(repeating: 0)
+
+    mutating func insert(_ index: Int) { words[(index >> 6) & 511] |= 1 << UInt64(index & 63) }
+    func contains(_ index: Int) -> Bool { words[(index >> 6) & 511] & 1 << UInt64(index & 63) != 0 }
+}

@@ -1,0 +1,40 @@
+import CSocketSwitch
+#if !hasFeature(Embedded)
+import Session
+import SocketTable
+import StreamRing
+#endif
+
+// Sockets that somebody is going to use who does not know the switch (WSD-D1): another program after exec, the receiver of
+// a passed descriptor, the stdio streams of this program. What they find is the kernel's socket, so it must be the whole
+// stream: a session in use is ended where it is, and none is begun any more.
+
+/// Who may use the socket past the switch from now on.
+package enum HandOver {
+    /// This process's next image, which may be switched and may take the socket up again (Inheritance.swift).
+    case image
+    /// Somebody whom the family's table does not know and never will.
+    case stranger
+    /// libc's stdio in this process.
+    case stdio
+}
+
+/// Takes the socket behind `fd` back to TCP and keeps it there. Sockets that are not connected yet will stay there;
+/// listeners are left alone, since what they accept is a socket of its own. No effect on errno. May be called in a vfork
+/// child, on its parent's tables.
+package func handOver(_ fd: Int32, _ index: Int, to user: HandOver) {
+    let slot = sessionOf(index).slot
+    let kind = slot.kind.load()
+    guard kind == Slot.Kind.fresh || kind == Slot.Kind.connected || kind == Slot.Kind.accepted else { return }
+    if user == .stranger { slot.flags.setBits(Slot.Flags.strangers) }
+    // On TCP for another reason: that one stays.
+    if slot.flags.load() & Slot.Flags.tcpOnly != 0, !sessionOf(index).isDual { return }
+    _ = switchHandOver(fd, user == .stdio ? .unsupportedOption : .handedOver)
+}
+
+/// `new` is going to be a further descriptor of the socket behind `old`. As one of the three standard streams it is stdio's,
+/// which reads and writes inside libc, past the switch.
+@inline(__always)
+func handOverToStdio(_ old: Int32, _ index: Int, as new: Int32) {
+    if UInt32(bitPattern: new) <= 2 { handOver(old, index, to: .stdio) }
+}
