@@ -24,7 +24,7 @@ extension Session {
         if !receivesOnTCP, looksReadable { events |= readable }
         if !sendsOnTCP, looksWritable { events |= writable }
 
-        let ended = has(Slot.Flags.tcpEnded | Slot.Flags.broken)
+        let ended = has(Slot.Flags.tcpEnded | Slot.Flags.broken | Slot.Flags.readShutDown)
         let asksForReading = receivesOnTCP && interest & readable != 0
         if hasBacklog { servePeer() }
         let asksForWriting = sendsOnTCP && interest & writable != 0

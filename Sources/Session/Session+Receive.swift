@@ -323,12 +323,15 @@ extension Session {
         var queued: Int32 = 0
         guard isUp else { return ss_sys_ioctl(fd, ss_fionread, &queued) < 0 ? 0 : Int(queued) }
         _ = followCuts()
-        if !receivesOnTCP {
-            let waiting = local.producer.load() &- slot.receivePosition.loadRelaxed()
-            return waiting <= Window.maximumRingBytes ? Int(waiting) : 0
-        }
+        let outstanding = local.cutCount.load() &- slot.receiveCuts.loadRelaxed()
+        var inRing = local.producer.load() &- slot.receivePosition.loadRelaxed()
+        if inRing > Window.maximumRingBytes { inRing = 0 }
+        if !receivesOnTCP, outstanding == 0 { return Int(inRing) }
         let result = ss_sys_ioctl(fd, ss_fionread, &queued)
-        if result < 0 { return result }
-        return Int(queued)
+        if result < 0 || outstanding == 0 { return result < 0 ? result : Int(queued) }
+        // What lies behind cuts can be read, too: the whole ring, and TCP up to where it ends for good.
+        let isLastOnTCP = (slot.receiveCuts.loadRelaxed() &+ outstanding) & 1 == 0
+        let untilCut = local.cutOnTCP.loadRelaxed() &- slot.tcpPosition.loadRelaxed()
+        return Int(inRing) + (isLastOnTCP ? Int(queued) : Int(min(untilCut, UInt64(max(queued, 0)))))
     }
 }

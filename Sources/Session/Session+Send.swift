@@ -243,24 +243,27 @@ extension Session {
 
     /// Looks at the TCP socket for an end of the stream and remembers it. A FIN without a half-close means that the peer's
     /// process is gone: nobody will read the ring, and the kernel knows what a write deserves.
-    @discardableResult
-    func noteTCPEnd(_ fd: Int32) -> Int16 {
-        if has(Slot.Flags.peerGone) { return Int16(POLLRDHUP) }
+    func noteTCPEnd(_ fd: Int32) {
+        if has(Slot.Flags.peerGone) { return }
         var entry = pollfd(fd: fd, events: Int16(POLLRDHUP), revents: 0)
         var now = timespec(tv_sec: 0, tv_nsec: 0)
-        guard ss_sys_ppoll(&entry, 1, &now, nil) > 0 else { return 0 }
+        guard ss_sys_ppoll(&entry, 1, &now, nil) > 0 else { return }
         let hangup = Int16(POLLHUP) | Int16(POLLERR)
+        // After our own SHUT_RD poll says the same as after a FIN.
+        if entry.revents & hangup == 0, has(Slot.Flags.readShutDown), !KernelPositions.finHasCome(fd) { return }
         if entry.revents & (Int16(POLLRDHUP) | hangup) != 0 {
             slot.flags.setBits(Slot.Flags.tcpEnded)
             // Until the peer's session has opened, its end flags say nothing: this may be an early half-close.
-            guard local.ringBytes.load() != 0 else { return entry.revents }
+            guard local.ringBytes.load() != 0 else { return }
             let half = local.endFlags.load()
             if half & EndFlags.halfClosed == 0 || half & EndFlags.closed != 0 || entry.revents & Int16(POLLERR) != 0 {
                 slot.flags.setBits(Slot.Flags.peerGone)
             }
         }
-        return entry.revents
     }
+
+    /// A wait may ask the kernel for POLLRDHUP: it is not up, for the peer's FIN or our own SHUT_RD, for good.
+    package var mayWatchForEnd: Bool { !has(Slot.Flags.tcpEnded | Slot.Flags.readShutDown) }
 
     // MARK: sendfile
 

@@ -70,7 +70,7 @@ extension Session {
         leaveWatch(0)
         defer { stopSleepingOnDoorbell() }
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
-        var events = isBehindCut ? 0 : Int16(POLLIN) | (has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP))
+        var events = isBehindCut ? 0 : Int16(POLLIN) | (mayWatchForEnd ? Int16(POLLRDHUP) : 0)
         if hasBacklog { events |= Int16(POLLOUT) }
         return sleep(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
     }
@@ -98,7 +98,7 @@ extension Session {
         let notification = mayListen ? connection.pointee.notification : -1
         let tick = !mayListen || connection.pointee.writer != nil
         leaveWatch(0)
-        let events = has(Slot.Flags.tcpEnded) ? 0 : Int16(POLLRDHUP)
+        let events = mayWatchForEnd ? Int16(POLLRDHUP) : 0
         let atMost = tick ? Session.tickNanoseconds : Session.deadlockNanoseconds
         doorbellSleepers.add(1)
         let result = sleep(fd, events, notification, &wait, atMost: atMost, receiving: false)

@@ -157,23 +157,23 @@ private func dropEntry(_ fd: Int32) {
         if record.pointee.descriptorCount <= 0 {
             endSocket(fd, index)
         } else if record.pointee.descriptor == fd {
-            record.pointee.descriptor = otherDescriptor(entry)
+            record.pointee.descriptor = otherDescriptor(entry, than: fd)
         }
     case DescriptorKind.epollSet:
         clearDescriptorEntry(fd)
-        let other = otherDescriptor(entry)
+        let other = otherDescriptor(entry, than: fd)
         if other < 0 { readinessSetClosed(entryIndex(entry)) } else { readinessSetKept(entryIndex(entry), other) }
     default:
         clearDescriptorEntry(fd)
     }
 }
 
-/// Another descriptor with the same entry, or -1.
-private func otherDescriptor(_ entry: UInt32) -> Int32 {
-    var fd: Int32 = 0
-    while fd < privateState.pointee.highestDescriptor {
-        if descriptorEntry(fd) == entry { return fd }
-        fd &+= 1
+/// A descriptor other than `fd` with the same entry, or -1.
+func otherDescriptor(_ entry: UInt32, than fd: Int32) -> Int32 {
+    var other: Int32 = 0
+    while other < privateState.pointee.highestDescriptor {
+        if other != fd, descriptorEntry(other) == entry { return other }
+        other &+= 1
     }
     return -1
 }

@@ -82,6 +82,12 @@ struct SocketControl {
             return result
         }
         let index = find(record)
+        if let event, operation != ControlOperation.delete, ss_event_bits(event, 0) & Interest.exclusive != 0 {
+            // The kernel's first question, before it looks for a registration.
+            if operation == ControlOperation.modify || ss_event_bits(event, 0) & ~Interest.allowedWithExclusive != 0 {
+                return -Int(EINVAL)
+            }
+        }
         switch operation {
         case ControlOperation.add: return add(record, index, event)
         case ControlOperation.modify: return modify(index, event)
@@ -181,6 +187,7 @@ struct SocketControl {
         if index == 0 { return false }
         let one = root.registration(index)
         one.descriptor = fd
+        one.polled = fd
         one.set = UInt32(record)
         one.socket = socket
         one.events = ss_event_bits(event, 0)
@@ -212,8 +219,6 @@ struct SocketControl {
     }
 
     private func addDual(_ record: Int, _ event: UnsafeMutablePointer<epoll_event>) -> Int {
-        let bits = ss_event_bits(event, 0)
-        if bits & Interest.exclusive != 0, bits & ~Interest.allowedWithExclusive != 0 { return -Int(EINVAL) }
         guard remember(record, event) else { return -Int(ENOMEM) }
         let index = find(record)
         var failure = 0
@@ -234,7 +239,7 @@ struct SocketControl {
         let bits = ss_event_bits(event, 0)
         let data = ss_event_data(event, 0)
         if one.has(Registration.State.dual) {
-            if (bits | one.events) & Interest.exclusive != 0 { return -Int(EINVAL) }
+            if one.events & Interest.exclusive != 0 { return -Int(EINVAL) }
             let container = root.set(Int(one.set))
             let outcome = container.lock.lock()
             one.events = bits

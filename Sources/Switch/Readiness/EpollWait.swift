@@ -87,19 +87,23 @@ struct EpollWaiter {
         var now = ss_monotonic_ns()
         var hasSpun = false
         while true {
-            // The kernel first when its turn has come, with at most half of the room, so that neither side starves.
+            // The kernel first when its turn has come, with at most half of the room, so that neither side starves. A call
+            // that only looks wants to know everything.
             var count = 0
             var kernelLooked = false
-            if now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
+            var kernelHasMore = false
+            if deadline == Deadline.now || now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
                 let share = kernelShare()
                 if share > 0 {
                     count = askKernel(0, share, nil)
                     if count < 0 { return leave(count) }
                     set.lastKernelPoll.storeRelaxed(now)
                     kernelLooked = share == maximum && mask == nil
+                    kernelHasMore = count == share
                 }
             }
             count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now)
+            if kernelHasMore, count < maximum { count = max(count, askKernel(count, maximum &- count, nil)) }
             if count > 0 { return leave(count) }
             if !kernelLooked {
                 count = askKernel(0, maximum, deadline == Deadline.now ? mask : nil)
@@ -175,9 +179,9 @@ struct EpollWaiter {
         guard one.has(Registration.State.live), set.base == root.set(Int(one.set)).base else { return nil }
         let current = one.generation & 0x7F == Tag.generation(tag)
         if !one.has(Registration.State.dual) {
-            // Plain and one-shot: it has fired.
+            // Plain, and one-shot now or once: it may have fired.
             guard one.has(Registration.State.tagged), !Tag.isDoorbell(tag) else { return nil }
-            if current { one.insert(Registration.State.disabled) }
+            if current, one.isOneShot { one.insert(Registration.State.disabled) }
             return one.data
         }
         guard current else { return nil }
@@ -198,7 +202,7 @@ struct EpollWaiter {
                 set.heat(root, index)
             }
         } else {
-            sessionOf(one.socket).noteTCPEvent(one.descriptor)
+            sessionOf(one.socket).noteTCPEvent(one.polled)
             one.insert(Registration.State.edge)
             set.heat(root, index)
         }

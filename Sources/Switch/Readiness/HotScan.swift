@@ -17,7 +17,9 @@ extension Registration {
     @inline(__always) var wantsInput: Bool { events & (Interest.reading | Interest.readHangUp) != 0 }
     @inline(__always) var wantsOutput: Bool { events & Interest.writing != 0 }
 
-    @inline(__always) private static var over: UInt64 { Slot.Flags.tcpEnded | Slot.Flags.broken | Slot.Flags.peerGone }
+    @inline(__always) private static var over: UInt64 {
+        Slot.Flags.tcpEnded | Slot.Flags.broken | Slot.Flags.peerGone | Slot.Flags.readShutDown
+    }
 
     /// The events to report now, by the rules of the registration's mode. For an edge-triggered one this takes the edge.
     /// `mayAsk`: ask the kernel about a direction on TCP even if it was asked less than 20 µs ago.
@@ -39,7 +41,7 @@ extension Registration {
             lastKernelLook = now
             remove(State.look)
         }
-        return session.readiness(descriptor, events & Interest.events)
+        return session.readiness(polled, events & Interest.events)
     }
 
     private func takeEdge(_ session: Session, _ state: UInt32, input: Bool, output: Bool, writable: Bool, _ now: UInt64) -> UInt32 {
@@ -54,7 +56,7 @@ extension Registration {
         guard moved else { return 0 }
         remove(State.edge | State.look)
         receiveEdge = received
-        let found = session.readiness(descriptor, events & Interest.events)
+        let found = session.readiness(polled, events & Interest.events)
         if output {
             if found & Interest.writing != 0 {
                 sendEdge = sent
@@ -264,7 +266,7 @@ extension EpollSet {
                 var position = 0
                 while position < taken {
                     let one = root.registration(batch[position])
-                    sessionOf(one.socket).maintain(one.descriptor)
+                    sessionOf(one.socket).maintain(one.polled)
                     one.users.subtract(1)
                     position &+= 1
                 }

@@ -19,6 +19,7 @@ package func switchPoll(
     return withScratch(PollWaiter.bytes(count, ours: kinds.dual + kinds.plain)) { memory in
         guard let memory else { return -Int(ENOMEM) }
         var waiter = PollWaiter(list, count, ours: kinds.dual + kinds.plain, memory, deadline, mask)
+        waiter.mustAskKernel = deadline == Deadline.now || kinds.needKernel
         return waiter.wait()
     }
 }
@@ -28,16 +29,24 @@ private struct PollKinds {
     var dual = 0
     /// Plain sockets of ours, asked for reading.
     var plain = 0
+    /// The kernel has to say something about an entry that no window tells.
+    var needKernel = false
 
     init(_ list: UnsafeMutablePointer<pollfd>, _ count: Int) {
         var index = 0
         while index < count {
             let fd = list[index].fd
             let entry = fd >= 0 ? descriptorEntry(fd) : 0
+            if fd >= 0, entryKind(entry) != DescriptorKind.socket { needKernel = true }
             if entry != 0 {
                 switch entryKind(entry) {
                 case DescriptorKind.socket:
-                    if sessionOf(entryIndex(entry)).isDual { dual &+= 1 } else { plain &+= 1 }
+                    if sessionOf(entryIndex(entry)).isDual {
+                        dual &+= 1
+                    } else {
+                        plain &+= 1
+                        needKernel = true
+                    }
                 case DescriptorKind.epollSet:
                     if let root = ReadinessRoot.existing { markNested(root, entryIndex(entry)) }
                 default: break
@@ -70,6 +79,8 @@ struct PollWaiter {
     var readers: PlainReaders
     let deadline: UInt64
     let mask: UnsafeRawPointer?
+    /// Windows alone do not answer for the list: the kernel is asked in every call, not every 20 µs only.
+    var mustAskKernel = false
     var gate = SignalGate()
     /// Doorbell entries of the present sleep.
     private var doorbells = 0
@@ -104,7 +115,7 @@ struct PollWaiter {
         var hasSpun = false
         while true {
             let stamp = ss_thread_poll_stamp()
-            let isDue = stamp?.pointee.list != UnsafeRawPointer(list) || now &- (stamp?.pointee.nanoseconds ?? 0) >= kernelPollNanoseconds
+            let isDue = mustAskKernel || stamp?.pointee.list != UnsafeRawPointer(list) || now &- (stamp?.pointee.nanoseconds ?? 0) >= kernelPollNanoseconds
             var ready = look(now)
             if ready == 0 || isDue {
                 stamp?.pointee = ss_poll_stamp(nanoseconds: now, list: UnsafeRawPointer(list))
@@ -348,7 +359,7 @@ struct PollWaiter {
         }
         var events = wanted & Interest.priority
         // After its end TCP is readable for ever, and the stream may not be over yet.
-        if !session.has(Slot.Flags.tcpEnded) {
+        if session.mayWatchForEnd {
             events |= Interest.readHangUp
             if vainWakeUps > 8 {
                 // It wakes us again and again for nothing: leave it alone for a while.

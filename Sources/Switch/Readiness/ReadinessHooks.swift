@@ -83,8 +83,8 @@ func readinessLeaveToKernel(_ socket: Int) {
     if outcome == .acquired { lock.unlock() }
 }
 
-/// Descriptor `fd` of socket `socket` is about to be closed or replaced: forgets its registrations and takes the doorbell
-/// out of the kernel's sets. Call it *before* close, before `Session.end`, and before `descriptorCount` is lowered.
+/// Descriptor `fd` of socket `socket` is about to be closed or replaced. If it is the process's last one, forgets the
+/// registrations and takes the doorbell out of the kernel's sets; otherwise they go on, as the kernel's do. Call it *before* close, before `Session.end`, and before `descriptorCount` is lowered.
 package func readinessForget(_ fd: Int32, _ socket: Int) {
     guard let root = ReadinessRoot.existing, connectionRecord(socket).pointee.firstRegistration != 0 else { return }
     let lock = root.socketLock(socket)
@@ -95,7 +95,7 @@ package func readinessForget(_ fd: Int32, _ socket: Int) {
     defer { lock.unlock() }
     // Another process of the family that holds the socket may share the kernel's set: leave its registration alone.
     let alone = sessionOf(socket).slot.holders.load() <= 1
-    let another = connectionRecord(socket).pointee.descriptorCount > 1
+    let another = connectionRecord(socket).pointee.descriptorCount > 1 ? otherDescriptor(descriptorEntry(fd), than: fd) : -1
     var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
     while index != 0 {
         let one = root.registration(index)
@@ -107,15 +107,25 @@ package func readinessForget(_ fd: Int32, _ socket: Int) {
                 continue
             }
             if one.has(Registration.State.dual) {
-                if alone {
-                    root.removeDoorbell(index)
-                    if another { _ = ss_sys_epoll_ctl(root.set(Int(one.set)).descriptor, ControlOperation.delete, fd, nil) }
+                if another >= 0 {
+                    root.orphan(index, another: another)
+                    index = next
+                    continue
                 }
-            } else if another {
+                if alone { root.removeDoorbell(index) }
+            } else if another >= 0 {
                 // The kernel goes on reporting it, as long as the description lives; we could not change it any more.
                 keepOnTCP(socket, .sharedBeforeUpgrade)
+                root.untag(index)
             }
             root.drop(index)
+        } else if one.polled == fd {
+            if another >= 0 {
+                root.orphan(index, another: another)
+            } else {
+                if alone { root.removeDoorbell(index) }
+                root.drop(index)
+            }
         }
         index = next
     }
@@ -183,7 +193,7 @@ private func awaitRoom(_ socket: Int) {
                 container.heat(root, index)
                 if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) {
                     one.arm()
-                    let found = sessionOf(socket).readiness(one.descriptor, one.events & Interest.events)
+                    let found = sessionOf(socket).readiness(one.polled, one.events & Interest.events)
                     if found & Interest.writing != 0 { container.kick(root, index) }
                 }
                 container.lock.unlock()

@@ -86,6 +86,14 @@ struct Registration {
     /// Threads that call the session's `maintain` for it without the set's lock.
     @inline(__always) var users: Word { Word(base, 88) }
 
+    /// A descriptor of the socket that is open: `descriptor`, or another one after the program has closed it. The kernel
+    /// goes on reporting a registration as long as the socket lives, under a number that nobody can change it by.
+    @inline(__always) var polled: Int32 {
+        get { Int32(bitPattern: HalfWord(base, 104).loadRelaxed()) }
+        nonmutating set { HalfWord(base, 104).store(UInt32(bitPattern: newValue)) }
+    }
+    @inline(__always) var isOrphan: Bool { polled != descriptor }
+
     /// The number with which this registration last asked for a ring, 0 = taken back.
     @inline(__always) var armed: UInt64 { get { full(96).pointee } nonmutating set { full(96).pointee = newValue } }
 

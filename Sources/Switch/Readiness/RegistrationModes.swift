@@ -81,6 +81,15 @@ extension ReadinessRoot {
         }
     }
 
+    /// A plain registration that we are about to forget goes on under the program's own data.
+    func untag(_ index: UInt32) {
+        let one = registration(index)
+        let gone = Registration.State.disabled | Registration.State.absent
+        guard one.has(Registration.State.tagged), !one.has(gone) else { return }
+        one.remove(Registration.State.tagged)
+        _ = tellKernelPlainly(index, ControlOperation.modify, set(Int(one.set)).descriptor)
+    }
+
     /// Ends a registration that the program has deleted before.
     func forgetDormant(_ index: UInt32) {
         let one = registration(index)
@@ -93,7 +102,8 @@ extension ReadinessRoot {
     func makePlain(_ index: UInt32) {
         let one = registration(index)
         if one.has(Registration.State.dormant) { return forgetDormant(index) }
-        guard one.has(Registration.State.dual) else { return }
+        // The kernel's part of an orphan cannot be changed any more: it stays ours, and asks the kernel from now on.
+        guard one.has(Registration.State.dual), !one.isOrphan else { return }
         removeDoorbell(index)
         let container = set(Int(one.set))
         let outcome = container.lock.lock()
@@ -179,7 +189,7 @@ extension ReadinessRoot {
         if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) {
             // A sleeper armed what was hot when it went to sleep; this one was not.
             one.arm()
-            if sessionOf(one.socket).readiness(one.descriptor, one.events & Interest.events) != 0 { container.kick(self, index) }
+            if sessionOf(one.socket).readiness(one.polled, one.events & Interest.events) != 0 { container.kick(self, index) }
         }
         container.lock.unlock()
     }
@@ -194,17 +204,39 @@ extension ReadinessRoot {
         one.state = 0
         if outcome == .acquired { container.lock.unlock() }
         unlinkFromSocket(index)
-        // Threads that are just maintaining the session use its descriptor. A bound, since one of them may be this one,
-        // interrupted by a signal handler.
+        waitForUsers(of: index)
+        let registrations = sessionOf(one.socket).slot.epollRegistrations
+        let count = registrations.load()
+        if count != 0 { _ = registrations.compareExchange(count, count &- 1) }
+        giveBack(registration: index)
+    }
+
+    /// Until no thread maintains the session by the registration's descriptor any more. A bound, since one of them may be
+    /// this one, interrupted by a signal handler.
+    private func waitForUsers(of index: UInt32) {
+        let one = registration(index)
         var patience = 0
         while one.users.load() != 0, patience < 20_000 {
             _ = ss_sys_sched_yield()
             patience &+= 1
         }
-        let registrations = sessionOf(one.socket).slot.epollRegistrations
-        let count = registrations.load()
-        if count != 0 { _ = registrations.compareExchange(count, count &- 1) }
-        giveBack(registration: index)
+    }
+
+    /// The registration's descriptor is about to be closed, and the socket lives on in `another`: so does the registration,
+    /// with all that the kernel may ever have to watch for it. Its edges cost no more than a look.
+    func orphan(_ index: UInt32, another: Int32) {
+        let one = registration(index)
+        let container = set(Int(one.set))
+        let outcome = container.lock.lock()
+        if !one.isOrphan {
+            one.kernelEvents |= Interest.output | Interest.priority
+            var event = epoll_event()
+            ss_event_set(&event, 0, one.kernelEvents, Tag.make(self, index, one.generation, doorbell: false))
+            _ = ss_sys_epoll_ctl(container.descriptor, ControlOperation.modify, one.descriptor, &event)
+        }
+        one.polled = another
+        if outcome == .acquired { container.lock.unlock() }
+        waitForUsers(of: index)
     }
 
     private func unlinkFromSocket(_ index: UInt32) {
