@@ -8,8 +8,8 @@ import StreamRing
 extension Session {
     /// EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLPRI as the kernel would report them for the one stream.
     ///
-    /// The kernel is asked (one poll) when a direction of interest is on TCP or the TCP socket has ended; otherwise the
-    /// windows alone answer.
+    /// The kernel is asked (one poll) when a direction of interest is on TCP, for urgent data, or when the TCP socket has
+    /// ended; otherwise the windows alone answer.
     package func readiness(_ fd: Int32, _ interest: UInt32) -> UInt32 {
         guard enterWatch() else { return Session.kernelEvents(fd, interest) }
         defer { leaveWatch(0) }
@@ -28,7 +28,8 @@ extension Session {
         let asksForReading = receivesOnTCP && interest & readable != 0
         if hasBacklog { servePeer() }
         let asksForWriting = sendsOnTCP && interest & writable != 0
-        if ended || asksForReading || asksForWriting {
+        // Urgent data are the kernel's alone.
+        if ended || asksForReading || asksForWriting || interest & EPOLLPRI.rawValue != 0 {
             let kernel = Session.kernelEvents(fd, readable | writable | EPOLLRDHUP.rawValue | EPOLLPRI.rawValue)
             events |= kernel & (EPOLLRDHUP.rawValue | EPOLLHUP.rawValue | EPOLLERR.rawValue | EPOLLPRI.rawValue)
             let over = kernel & (EPOLLRDHUP.rawValue | EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0

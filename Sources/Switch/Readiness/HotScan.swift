@@ -36,6 +36,7 @@ extension Registration {
         if !readable, !writable {
             let ended = session.slot.flags.loadRelaxed() & Registration.over != 0
             guard ended || state & State.look != 0 || (input && session.receivesOnTCP) || (output && session.sendsOnTCP)
+                || events & Interest.priority != 0
             else { return 0 }
             if !mayAsk, state & State.look == 0, now &- lastKernelLook < kernelPollNanoseconds { return 0 }
             lastKernelLook = now

@@ -148,7 +148,8 @@ struct PollWaiter {
             var events: UInt32 = 0
             let socket = dualSocket(list[index].fd)
             if socket != 0 {
-                let wanted = UInt32(UInt16(bitPattern: list[index].events))
+                // Urgent data are seen by the one call that asks the kernel for all entries (`collect`).
+                let wanted = UInt32(UInt16(bitPattern: list[index].events)) & ~Interest.priority
                 events = sessionOf(socket).readiness(list[index].fd, wanted)
                 if events != 0 { ready &+= 1 }
             }
@@ -186,8 +187,10 @@ struct PollWaiter {
             var entry = list[index]
             let socket = dualSocket(entry.fd)
             if socket != 0 {
-                if sessionOf(socket).has(Slot.Flags.tcpEnded) { entry.fd = -1 }
-                entry.events = Int16(POLLRDHUP) | (entry.events & Int16(POLLPRI))
+                let urgent = entry.events & Int16(POLLPRI)
+                let ended = sessionOf(socket).has(Slot.Flags.tcpEnded)
+                if ended, urgent == 0 { entry.fd = -1 }
+                entry.events = (ended ? 0 : Int16(POLLRDHUP)) | urgent
             }
             if entry.fd >= 0 { asked &+= 1 }
             entry.revents = 0
@@ -400,9 +403,11 @@ struct PollWaiter {
         index = 0
         while index < count {
             let fd = list[index].fd
-            if fd >= 0, extended[index].revents != 0, dualSocket(fd) == 0 {
-                list[index].revents = extended[index].revents & (list[index].events | PollWaiter.always)
-                if list[index].revents != 0 { ready &+= 1 }
+            if fd >= 0, extended[index].revents != 0 {
+                let asked = dualSocket(fd) == 0 ? list[index].events | PollWaiter.always : list[index].events & Int16(POLLPRI)
+                let known = list[index].revents
+                list[index].revents |= extended[index].revents & asked
+                if known == 0, list[index].revents != 0 { ready &+= 1 }
             }
             index &+= 1
         }

@@ -4,43 +4,17 @@
 //     readiness SEED SECONDS KEPT_PORT MOVED_PORT [plain]
 //
 // KEPT_PORT must be kept on TCP by the policy. `plain`: nothing is switched; validates this program against two TCP worlds.
-// Knows nothing of the switch: that a connection has moved it learns from the kernel, whose byte counter stands still.
 //
 // What the kernel guarantees is compared exactly. It may report an edge-triggered registration again although nothing has
 // happened to it (an acknowledgement of a FIN, say); such an event is accepted from either world if it tells the truth.
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/tcp.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/resource.h>
-#include <sys/select.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
+#include "twins.h"
 
 enum { PAIRS = 3, ENDS = 2 * PAIRS, COPIES = 3, SETS = 2, LIMIT = 8192, BELL = ENDS * COPIES, TARGETS };
-enum { WATCHDOG_MS = 20000 };
 static const uint32_t MODES = EPOLLET | EPOLLONESHOT | EPOLLWAKEUP | EPOLLEXCLUSIVE;
 
 // MARK: The two worlds. Descriptor numbers are fixed, so that a number that is used again is used again in both.
 
-static const char *const names[2] = {"TCP", "companion"};
 static int base;
-static int listeners[2];
 
 static int descriptor(int world, int end, int copy) { return base + world * 100 + end * COPIES + copy; }
 static int bell(int world) { return base + world * 100 + BELL; }
@@ -63,7 +37,7 @@ static int bell_rung;
 static uint64_t seed, state;
 static char trail[1 << 20];
 static size_t trail_length;
-static long steps, rounds, moved_connections, tolerated[2];
+static long steps, rounds, tolerated[2];
 
 static uint64_t next(void) {
     state += 0x9E3779B97F4A7C15;
@@ -94,39 +68,11 @@ static void fail(const char *format, ...) {
     exit(1);
 }
 
-static long milliseconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-#define MUST(condition) \
-    do { \
-        if (!(condition)) fail("line %d: %s: %s", __LINE__, #condition, strerror(errno)); \
-    } while (0)
-
-// Result of a call in one number: a failed one is -errno.
-#define ANSWER(call) ({ errno = 0; long answer = (long)(call); answer < 0 ? -(long)errno : answer; })
-
 static void same(const char *what, long first, long second) {
     if (first != second) fail("%s: %ld on TCP, %ld on the companion", what, first, second);
 }
 
 // MARK: Connections
-
-// The kernel's own answer, past the switch: both worlds have a TCP socket.
-static int kernel_poll(int fd, int events) {
-    struct pollfd entry = {fd, (short)events, 0};
-    syscall(SYS_poll, &entry, 1, 0);
-    return entry.revents;
-}
-
-static uint64_t sent_by_kernel(int fd) {
-    struct tcp_info info = {0};
-    socklen_t length = sizeof info;
-    MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0);
-    return info.tcpi_bytes_sent;
-}
 
 static void place(int fd, int number) {
     MUST(dup2(fd, number) == number);
@@ -134,41 +80,10 @@ static void place(int fd, int number) {
 }
 
 static void connect_pair(int world, int pair) {
-    struct sockaddr_in address;
-    socklen_t length = sizeof address;
-    MUST(getsockname(listeners[world], (void *)&address, &length) == 0);
-    int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    MUST(client >= 0 && connect(client, (void *)&address, length) == 0);
-    int server = accept4(listeners[world], NULL, NULL, SOCK_CLOEXEC);
-    MUST(server >= 0);
+    int client, server;
+    connect_ends(world, &client, &server);
     place(client, descriptor(world, 2 * pair, 0));
     place(server, descriptor(world, 2 * pair + 1, 0));
-    for (int side = 0; side < 2; side++)
-        MUST(setsockopt(descriptor(world, 2 * pair + side, 0), IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)) == 0);
-}
-
-// One byte there, and whether the kernel has seen it.
-static int goes_over_tcp(int from, int to) {
-    char byte = 'w';
-    uint64_t before = sent_by_kernel(from);
-    MUST(send(from, &byte, 1, MSG_NOSIGNAL) == 1);
-    MUST(recv(to, &byte, 1, 0) == 1);
-    return sent_by_kernel(from) != before;
-}
-
-// Talks until both directions have left TCP (or, in the other world, as often without hope).
-static void warm_up(int pair, int plain) {
-    for (int world = 0; world < 2; world++) {
-        int a = descriptor(world, 2 * pair, 0), b = descriptor(world, 2 * pair + 1, 0);
-        if (world == 0 || plain) {
-            for (int i = 0; i < 10; i++) MUST(goes_over_tcp(a, b) && goes_over_tcp(b, a));
-            continue;
-        }
-        long deadline = milliseconds() + WATCHDOG_MS;
-        while (goes_over_tcp(a, b) | goes_over_tcp(b, a))
-            if (milliseconds() > deadline) fail("pair %d does not leave TCP", pair);
-        moved_connections++;
-    }
 }
 
 // MARK: Until both worlds have seen everything
@@ -581,7 +496,8 @@ static void begin_round(int plain) {
             settle();
             do_wait(below(SETS));
         }
-        warm_up(pair, plain);
+        for (int world = 0; world < 2; world++)
+            warm_up(descriptor(world, 2 * pair, 0), descriptor(world, 2 * pair + 1, 0), world == 1 && !plain);
         settle();
         for (int side = 0; side < 2; side++) {
             int end = 2 * pair + side;
@@ -632,13 +548,7 @@ int main(int count, char **arguments) {
     limit.rlim_cur = LIMIT;
     setrlimit(RLIMIT_NOFILE, &limit);
     printf("seed %lu\n", seed);
-    for (int world = 0; world < 2; world++) {
-        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}, .sin_port = htons(atoi(arguments[3 + world]))};
-        int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
-        MUST(bind(listener, (void *)&address, sizeof address) == 0 && listen(listener, 64) == 0);
-        listeners[world] = listener;
-    }
+    for (int world = 0; world < 2; world++) listen_on(world, atoi(arguments[3 + world]));
     long deadline = milliseconds() + (long)(seconds * 1000);
     do {
         // Each round has a seed of its own, so that one that failed can be run first.
