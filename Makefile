@@ -40,8 +40,8 @@ unit-test: deps
 	$(SWIFT) test
 
 thread-test: deps
-	@echo "== the session under thread sanitizer"
-	STREAM_SECONDS=$${STREAM_SECONDS:-2} $(SWIFT) test --sanitize=thread --scratch-path .build/tsan --filter SessionTests
+	@echo "== session and readiness under thread sanitizer"
+	STREAM_SECONDS=$${STREAM_SECONDS:-2} $(SWIFT) test --sanitize=thread --scratch-path .build/tsan --filter "SessionTests|ReadinessTests|ReadinessStressTests"
 
 end-to-end: build
 	@echo "== real programs under the switch"

@@ -54,7 +54,7 @@ package enum Reason: UInt64, Sendable {
         case .positionUnknown: "the kernel's byte counters disagree"
         case .ringStalled: "the peer did not read; TCP's buffers took over"
         case .notInvited: "the reader has not called in to be moved yet"
-        case .nestedEpoll: "an epoll set inside another one watches it"
+        case .nestedEpoll: "an epoll set inside another one watches it (reserved: it moves)"
         case .socketTableFull: "the socket table is full"
         case .handedOver: "passed to another program"
         case .peerPolicy: "the peer keeps it on TCP"

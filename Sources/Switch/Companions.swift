@@ -409,7 +409,7 @@ private func putIntoService(_ index: Int) {
         return
     }
     guard isAlone(session.slot), readinessWillUpgrade(index) else {
-        let reason: Reason = !isAlone(session.slot) ? .sharedBeforeUpgrade : readinessIsNested(index) ? .nestedEpoll : .descriptorLimit
+        let reason: Reason = !isAlone(session.slot) ? .sharedBeforeUpgrade : readinessIsUntellable(index) ? .unsupportedOption : .descriptorLimit
         _ = session.end(last: true)
         companionFailed(index, reason)
         return

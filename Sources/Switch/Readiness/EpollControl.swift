@@ -39,6 +39,7 @@ package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _
     let result = ss_sys_epoll_ctl(set, operation, fd, event)
     if result == 0, operation == ControlOperation.add, entryKind(target) == DescriptorKind.epollSet {
         markNested(root, entryIndex(target))
+        if entryKind(container) == DescriptorKind.epollSet { root.set(entryIndex(container)).flags.setBits(EpollSet.Flags.holdsSets) }
     }
     return result
 }

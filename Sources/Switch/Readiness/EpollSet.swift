@@ -23,6 +23,12 @@ struct EpollSet {
         static var tags: UInt64 { 4 }
         /// A signal handler could not take the lock: look at all registrations.
         static var attention: UInt64 { 8 }
+        /// It had dual sockets at a fork: a relative may wait in the same set of the kernel's.
+        static var shared: UInt64 { 16 }
+        /// Another set is in it.
+        static var holdsSets: UInt64 { 64 }
+        /// Inherited, and this process has not waited in it yet.
+        static var inherited: UInt64 { 32 }
     }
 
     @inline(__always) private func half(_ offset: Int) -> UnsafeMutablePointer<UInt32> {

@@ -20,6 +20,7 @@ package func switchEpollWait(
     else { return kernelWait(nil, set, events, maximum, timeout, mask) }
     lookAtMailboxes()
     let record = root.set(entryIndex(entry))
+    if record.has(EpollSet.Flags.holdsSets) { root.tidyNestedSets() }
     var waiter = EpollWaiter(
         root: root, set: record, descriptor: set, events: events, maximum: Int(maximum), deadline: deadline, mask: mask)
     if record.dualCount.load() == 0 {
@@ -84,6 +85,7 @@ struct EpollWaiter {
     }
 
     mutating func wait() -> Int {
+        if set.has(EpollSet.Flags.inherited) { set.adopt(root) }
         var now = ss_monotonic_ns()
         var hasSpun = false
         while true {
@@ -306,7 +308,10 @@ struct EpollWaiter {
 
     /// What must be in order before others use the set while this thread is away.
     private mutating func leave(_ result: Int) -> Int {
-        if set.hotCount != 0, set.sleepers.load() != 0 || set.has(EpollSet.Flags.nested) { set.handOver(root) }
+        if set.hotCount != 0 {
+            if set.sleepers.load() != 0 || set.has(EpollSet.Flags.nested) { set.handOver(root) }
+            if set.has(EpollSet.Flags.shared) { set.handOverToRelatives(root) }
+        }
         gate.open()
         return result
     }

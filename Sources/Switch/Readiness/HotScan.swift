@@ -296,6 +296,38 @@ extension EpollSet {
         lock.unlock()
     }
 
+    /// The first wait of a forked process in a set that it inherited: from now on its relatives leave it what they do not take.
+    func adopt(_ root: ReadinessRoot) {
+        guard lock.lock() == .acquired else { return }
+        flags.clearBits(Flags.inherited)
+        var index = firstRegistration
+        while index != 0 {
+            let one = root.registration(index)
+            if one.has(Registration.State.dual) { sessionOf(one.socket).slot.flags.setBits(Slot.Flags.waitedForByRelatives) }
+            index = one.nextInSet
+        }
+        heatEverything(root)
+        lock.unlock()
+    }
+
+    /// The kernel tells of a ring once. What this process has been told of, and leaves, another process that waits in the
+    /// same set of the kernel's must be told of, too, as of a level-triggered registration.
+    func handOverToRelatives(_ root: ReadinessRoot) {
+        guard lock.lock() == .acquired else { return }
+        var index = hotHead
+        var left = hotCount
+        while left > 0 {
+            let one = root.registration(index)
+            let slot = sessionOf(one.socket).slot
+            if slot.flags.loadRelaxed() & Slot.Flags.waitedForByRelatives != 0, slot.holders.load() > 1, one.mayBeReady() {
+                kick(root, index)
+            }
+            index = one.hotNext
+            left &-= 1
+        }
+        lock.unlock()
+    }
+
     /// Makes the set ready in the kernel's eyes: changing a registration makes the kernel look at it anew, and TCP has room
     /// while its direction is carried elsewhere. Otherwise the doorbell does it. Under the lock.
     func kick(_ root: ReadinessRoot, _ index: UInt32) {

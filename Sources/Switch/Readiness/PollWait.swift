@@ -48,7 +48,10 @@ private struct PollKinds {
                         needKernel = true
                     }
                 case DescriptorKind.epollSet:
-                    if let root = ReadinessRoot.existing { markNested(root, entryIndex(entry)) }
+                    if let root = ReadinessRoot.existing {
+                        markNested(root, entryIndex(entry))
+                        root.set(entryIndex(entry)).tidy(root)
+                    }
                 default: break
                 }
             }

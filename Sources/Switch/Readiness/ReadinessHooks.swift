@@ -23,7 +23,7 @@ package func readinessWillUpgrade(_ socket: Int) -> Bool {
     defer { lock.unlock() }
     let connection = connectionRecord(socket)
     if connection.pointee.watchedAsDual { return true }
-    if isNested(root, socket) { return false }
+    if isUntellable(root, socket) { return false }
     var index = UInt32(bitPattern: connection.pointee.firstRegistration)
     while index != 0 {
         let one = root.registration(index)
@@ -248,21 +248,20 @@ package func readinessSetClosed(_ set: Int) {
 /// The kernel drops the set with its last descriptor; only an heir in our own records must learn of the doorbell.
 private func leaveDoorbell(_ root: ReadinessRoot, _ index: UInt32) { root.registration(index).remove(Registration.State.doorbell) }
 
-/// A set that another set, or poll, watches reports this socket, or its registrations cannot be told from the program's
-/// own: it must not become dual.
-package func readinessIsNested(_ socket: Int) -> Bool {
+/// A set reports this socket whose registrations cannot be told from the program's own: it must not become dual.
+package func readinessIsUntellable(_ socket: Int) -> Bool {
     guard let root = ReadinessRoot.existing else { return false }
     let lock = root.socketLock(socket)
     guard lock.lock() == .acquired else { return true }
     defer { lock.unlock() }
-    return isNested(root, socket)
+    return isUntellable(root, socket)
 }
 
-private func isNested(_ root: ReadinessRoot, _ socket: Int) -> Bool {
+private func isUntellable(_ root: ReadinessRoot, _ socket: Int) -> Bool {
     var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
     while index != 0 {
         let one = root.registration(index)
-        if root.set(Int(one.set)).has(EpollSet.Flags.nested | EpollSet.Flags.unswitchable) { return true }
+        if root.set(Int(one.set)).has(EpollSet.Flags.unswitchable) { return true }
         index = one.nextInSocket
     }
     return false
@@ -281,5 +280,11 @@ func markNested(_ root: ReadinessRoot, _ record: Int) {
 
 /// Holds readiness still across fork, so that the child finds whole lists.
 package func readinessBeforeFork() { ReadinessRoot.existing?.lockAll() }
-package func readinessAfterForkInParent() { ReadinessRoot.existing?.unlockAll() }
-package func readinessAfterForkInChild() { ReadinessRoot.existing?.resetAfterFork() }
+package func readinessAfterForkInParent() {
+    ReadinessRoot.existing?.noteShared(EpollSet.Flags.shared)
+    ReadinessRoot.existing?.unlockAll()
+}
+package func readinessAfterForkInChild() {
+    ReadinessRoot.existing?.resetAfterFork()
+    ReadinessRoot.existing?.noteShared(EpollSet.Flags.shared | EpollSet.Flags.inherited)
+}

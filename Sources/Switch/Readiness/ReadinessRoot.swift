@@ -40,7 +40,7 @@ struct ReadinessRoot {
 
     @inline(__always) private var setsLock: FamilyLock { FamilyLock(base, 128) }
     @inline(__always) private var freeSet: UInt32 { get { half(144).pointee } nonmutating set { half(144).pointee = newValue } }
-    @inline(__always) private var usedSets: UInt32 { get { half(148).pointee } nonmutating set { half(148).pointee = newValue } }
+    @inline(__always) var usedSets: UInt32 { get { half(148).pointee } nonmutating set { half(148).pointee = newValue } }
 
     /// Guards a socket's list of registrations and the change between plain and dual.
     @inline(__always)
@@ -158,6 +158,11 @@ struct ReadinessRoot {
         setsLock.unlock()
         for index in 1..<max(1, Int(usedSets)) { set(index).lock.unlock() }
         for index in 0..<ReadinessRoot.socketLocks { socketLock(index).unlock() }
+    }
+
+    /// Sets that hold dual sockets are the kernel's sets of two processes now.
+    func noteShared(_ flags: UInt64) {
+        for index in 1..<max(1, Int(usedSets)) where set(index).dualCount.load() != 0 { set(index).flags.setBits(flags) }
     }
 
     /// In a forked child: locks that the parent's threads held are free, and nobody sleeps here.

@@ -22,8 +22,38 @@ func silenceDoorbell(_ socket: Int) -> Bool {
     return true
 }
 
-/// Makes the registrations of the socket hot, since their bell is about to be lost. False: a thread sleeps in one of the sets.
-private func heatRegistrations(_ socket: Int) -> Bool {
+/// Silences the doorbell of a socket that nothing is ready on, for the sake of the nested sets that it makes ready. Where
+/// others may rely on it, it is left ringing.
+func silenceForNestedSets(_ root: ReadinessRoot, _ socket: Int) {
+    let session = sessionOf(socket)
+    guard session.doorbellSleepers.loadSequential() == 0, session.slot.holders.load() <= 1, session.enterWatch() else { return }
+    defer { session.leaveWatch(0) }
+    guard heatRegistrations(socket, mayBeNested: true) else { return }
+    session.silenceDoorbell()
+    if session.doorbellSleepers.loadSequential() != 0 || !heatRegistrations(socket, mayBeNested: true) { session.ringOurselves() }
+    // It may have been rung for what came after the last look.
+    kickWhatIsReady(root, socket)
+}
+
+private func kickWhatIsReady(_ root: ReadinessRoot, _ socket: Int) {
+    let lock = root.socketLock(socket)
+    guard lock.lock() == .acquired else { return }
+    defer { lock.unlock() }
+    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        let container = root.set(Int(one.set))
+        if container.has(EpollSet.Flags.nested), container.lock.lock() == .acquired {
+            if one.isReadyNow() { container.kick(root, index) }
+            container.lock.unlock()
+        }
+        index = one.nextInSocket
+    }
+}
+
+/// Makes the registrations of the socket hot, since their bell is about to be lost. False: a thread sleeps in one of the sets,
+/// or something else waits for one of them.
+private func heatRegistrations(_ socket: Int, mayBeNested: Bool = false) -> Bool {
     guard connectionRecord(socket).pointee.firstRegistration != 0, let root = ReadinessRoot.existing else { return true }
     let lock = root.socketLock(socket)
     guard lock.lock() == .acquired else { return false }
@@ -38,7 +68,8 @@ private func heatRegistrations(_ socket: Int) -> Bool {
             container.heat(root, index)
             container.lock.unlock()
             fullFence()  // pairs with the increment of `sleepers` before arming
-            if container.sleepers.loadSequential() != 0 || container.has(EpollSet.Flags.nested) { quiet = false }
+            if container.sleepers.loadSequential() != 0 { quiet = false }
+            if !mayBeNested, container.has(EpollSet.Flags.nested) { quiet = false }
         }
         index = one.nextInSocket
     }

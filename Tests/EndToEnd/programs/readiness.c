@@ -19,6 +19,7 @@ static int base;
 static int descriptor(int world, int end, int copy) { return base + world * 100 + end * COPIES + copy; }
 static int bell(int world) { return base + world * 100 + BELL; }
 static int set_of(int world, int set) { return base + world * 100 + 50 + set; }
+static int outer(int world) { return base + world * 100 + 60; }
 static int target_descriptor(int world, int target) { return base + world * 100 + target; }
 
 // MARK: What both worlds have in common
@@ -33,6 +34,7 @@ static int open_copies[ENDS][COPIES];
 static int unread[ENDS];
 static int writing_ended[ENDS], reading_ended[ENDS], closed[ENDS], gone[ENDS];
 static int bell_rung;
+static int nesting;  // set 0 is in another one
 
 static uint64_t seed, state;
 static char trail[1 << 20];
@@ -437,6 +439,33 @@ static void do_bell(void) {
     }
 }
 
+// Set 0 from outside: another set that holds it, poll and select must find it ready when a wait would.
+static void look_from_outside(void) {
+    for (int target = 0; target < TARGETS; target++)
+        if (registrations[0][target].on && registrations[0][target].events & EPOLLET) return;  // its edges may differ
+    long answers[2][3];
+    for (int world = 0; world < 2; world++) {
+        struct epoll_event event;
+        struct pollfd entry = {set_of(world, 0), POLLIN, 0};
+        static uint64_t bits[LIMIT / 64];
+        memset(bits, 0, sizeof bits);
+        bits[set_of(world, 0) / 64] |= 1ull << set_of(world, 0) % 64;
+        answers[world][0] = ANSWER(epoll_wait(outer(world), &event, 1, 0));
+        answers[world][1] = ANSWER(poll(&entry, 1, 0));
+        answers[world][2] = ANSWER(select(set_of(world, 0) + 1, (fd_set *)bits, NULL, NULL, &(struct timeval){0, 0}));
+    }
+    note(" outside%ld", answers[0][0]);
+    same("the outer set", answers[0][0], answers[1][0]);
+    same("poll on a set", answers[0][1], answers[1][1]);
+    same("select on a set", answers[0][2], answers[1][2]);
+}
+
+static void put_inside(void) {
+    for (int world = 0; world < 2; world++)
+        MUST(epoll_ctl(outer(world), EPOLL_CTL_ADD, set_of(world, 0), &(struct epoll_event){EPOLLIN, {.u64 = 1}}) == 0);
+    note(" nested");
+}
+
 static void step(void) {
     int end = below(ENDS), copy = below(COPIES), set = below(SETS);
     if (!open_copies[end][copy] && chance(80)) {
@@ -465,7 +494,9 @@ static void step(void) {
     default: break;
     }
     settle();
+    if (nesting && chance(50)) look_from_outside();
     do_wait(below(SETS));
+    if (nesting && chance(50)) look_from_outside();
     steps++;
 }
 
@@ -484,10 +515,14 @@ static void begin_round(int plain) {
     note("base %d:", base);
     for (int world = 0; world < 2; world++) {
         place(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), bell(world));
+        place(epoll_create1(EPOLL_CLOEXEC), outer(world));
         for (int set = 0; set < SETS; set++) place(epoll_create1(EPOLL_CLOEXEC), set_of(world, set));
         for (int pair = 0; pair < PAIRS; pair++) connect_pair(world, pair);
     }
     for (int end = 0; end < ENDS; end++) open_copies[end][0] = 1;
+    nesting = chance(30);
+    int nests_late = chance(50);
+    if (nesting && !nests_late) put_inside();
     // Registrations made on TCP move with their sockets; a moved socket in a set is no special case either.
     for (int pair = 0; pair < PAIRS; pair++) {
         if (chance(50))
@@ -521,6 +556,7 @@ static void begin_round(int plain) {
         for (int world = 0; world < 2; world++) collect(world, set, 0, 0, TARGETS, &found[world]);
         compare(set, found);
     }
+    if (nesting && nests_late) put_inside();
     note(" |");
 }
 
@@ -530,7 +566,7 @@ static void end_round(void) {
             for (int copy = 0; copy < COPIES; copy++)
                 if (open_copies[end][copy]) MUST(close(descriptor(world, end, copy)) == 0);
         for (int set = 0; set < SETS; set++) MUST(close(set_of(world, set)) == 0);
-        MUST(close(bell(world)) == 0);
+        MUST(close(bell(world)) == 0 && close(outer(world)) == 0);
     }
 }
 
