@@ -1,5 +1,6 @@
 """epoll, poll and select on connections that have moved, beside connections that a policy keeps on TCP: the same answers."""
 import os
+import re
 import subprocess
 
 from harness import Case, PROGRAMS, find_program, free_port, note, settings
@@ -28,3 +29,27 @@ class Readiness(Case):
         if not settings.plain:
             self.assertNotIn(" 0 connections moved", summary)
         note(summary)
+
+    def test_scripts(self):
+        kept, moved = free_port(), free_port()
+        self.run_options = ["--upgrade", "eager", "--tcp", f"port={kept}"]
+        program = self.run_program(
+            [self.compiled("readiness_scripts"), str(kept), str(moved), *(["plain"] if settings.plain else [])])
+        self.assertIn(" 0 differ", program.output)
+        if not settings.plain:
+            self.assertNotIn(" 0 connections moved", program.output)
+        note(program.output.strip().splitlines()[-1])
+
+    def test_idle_connections_cost_nothing(self):
+        """Who waits for connections that say nothing sleeps; a wake-up a second would be a lot, a busy loop is thousands."""
+        self.run_options = ["--upgrade", "eager"]
+        connections = 1000 if settings.long else 300
+        program = self.run_program(
+            [self.compiled("idle"), str(free_port()), str(connections), *(["plain"] if settings.plain else [])])
+        found = dict(re.findall(r"(\w+): woken (\d+) events 1$", program.output, re.M))
+        self.assertEqual(set(found), {"level", "edge", "poll", "select"}, program.output)
+        for way, woken in found.items():
+            self.assertLessEqual(int(woken), 20, f"{way}: {program.output}")
+        if not settings.plain:
+            self.assertIn(f"{connections} connections moved", program.output)
+        note(f"{connections} connections, woken {found}")
