@@ -29,7 +29,7 @@ package struct Connection {
 
     /// Generation of the slot that this record belongs to.
     package var generation: UInt64 = 0
-    /// Descriptors of this process that refer to the socket.
+    /// Descriptors of this process that refer to the socket. Threads that duplicate and close change it at once: by address.
     package var descriptorCount: Int32 = 0
     /// One of them.
     package var descriptor: Int32 = -1
@@ -97,6 +97,7 @@ package struct Connection {
         package static var tcpEvents: Int { 32 }
         package static var receiveSpinNanoseconds: Int { 40 }
         package static var sendSpinNanoseconds: Int { 44 }
+        package static var descriptorCount: Int { 56 }
     }
 }
 

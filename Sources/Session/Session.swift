@@ -36,6 +36,10 @@ package struct Session {
     @inline(__always)
     package var isUp: Bool { word(Connection.Offsets.up).load() != 0 }
 
+    /// Descriptors of this process that refer to the socket.
+    @inline(__always)
+    package var descriptorCount: HalfWord { HalfWord(UnsafeMutableRawPointer(connection), Connection.Offsets.descriptorCount) }
+
     @inline(__always)
     func word(_ offset: Int) -> Word { Word(UnsafeMutableRawPointer(connection), offset) }
 

@@ -299,18 +299,24 @@ func isAlone(_ slot: Slot) -> Bool {
 /// data and wait calls; costs one load a provider while nothing happens. Never sleeps.
 package func lookAtMailboxes() {
     let state = privateState
-    guard state.pointee.firstPending != 0, let entries = state.pointee.providers else { return }
+    guard firstPending.loadRelaxed() != 0, let entries = state.pointee.providers else { return }
     var news = false
     var index = 0
     while index < Int(state.pointee.providerCount) {
         if let word = (entries + index).pointee.table.eventWord {
-            if Word(word, 0).load() != (entries + index).pointee.lastEvent { news = true }
+            if Word(word, 0).load() != lastEvent(entries + index).loadRelaxed() { news = true }
         } else {
             news = true
         }
         index += 1
     }
     if news { servePending(entries) }
+}
+
+/// What the provider's event word said when it was last looked at.
+@inline(__always)
+func lastEvent(_ entry: UnsafeMutablePointer<ProviderEntry>) -> Word {
+    Word(UnsafeMutableRawPointer(entry), MemoryLayout<ProviderTable>.stride)
 }
 
 private func servePending(_ entries: UnsafeMutablePointer<ProviderEntry>) {
@@ -320,10 +326,10 @@ private func servePending(_ entries: UnsafeMutablePointer<ProviderEntry>) {
     var provider = 0
     while provider < Int(privateState.pointee.providerCount) {
         let entry = entries + provider
-        if let word = entry.pointee.table.eventWord { entry.pointee.lastEvent = Word(word, 0).load() }
+        if let word = entry.pointee.table.eventWord { lastEvent(entry).storeRelaxed(Word(word, 0).load()) }
         provider += 1
     }
-    var index = Int(privateState.pointee.firstPending)
+    var index = Int(firstPending.load())
     while index != 0 {
         let connection = sessionOf(index).connection
         let next = Int(connection.pointee.nextPending)
@@ -551,7 +557,7 @@ func releaseListener(_ index: Int) {
     let listening = sessionOf(listener)
     guard listening.slot.generation.load() == connection.pointee.listenerGeneration else { return }
     let count = dependents(listener)
-    if count.load() > 0, count.subtract(1) == 0, listening.connection.pointee.descriptorCount <= 0 { endRetiredListener(listener) }
+    if count.load() > 0, count.subtract(1) == 0, listening.descriptorCount.load() == 0 { endRetiredListener(listener) }
 }
 
 // MARK: The list of pending companions. Its lock is never waited for: signal handlers and forks come at any time.
@@ -574,20 +580,19 @@ func addPending(_ index: Int) {
     let connection = sessionOf(index).connection
     guard !connection.pointee.isPending else { return }
     connection.pointee.isPending = true
-    connection.pointee.nextPending = privateState.pointee.firstPending
-    privateState.pointee.firstPending = Int32(index)
+    connection.pointee.nextPending = Int32(bitPattern: firstPending.load())
+    firstPending.store(UInt32(index))
 }
 
 func removePending(_ index: Int) {
     let connection = sessionOf(index).connection
     guard connection.pointee.isPending else { return }
     connection.pointee.isPending = false
-    let state = privateState
-    if state.pointee.firstPending == Int32(index) {
-        state.pointee.firstPending = connection.pointee.nextPending
+    if firstPending.load() == UInt32(index) {
+        firstPending.store(UInt32(bitPattern: connection.pointee.nextPending))
         return
     }
-    var previous = Int(state.pointee.firstPending)
+    var previous = Int(firstPending.load())
     while previous != 0 {
         let record = sessionOf(previous).connection
         if record.pointee.nextPending == Int32(index) {

@@ -39,7 +39,7 @@ package func switchExecFailed() {
     let arena = FamilyArena(memory)
     let process = Int(privateState.pointee.process)
     var fd: Int32 = 0
-    while fd < privateState.pointee.highestDescriptor {
+    while fd < Int32(bitPattern: highestDescriptor.load()) {
         if let index = socketIndex(fd) {
             let isSame = arena.slot(index).generation.load() == sessionOf(index).connection.pointee.generation
             // Another process has closed it in between, as the last one that seemed to hold it: it is a plain socket now.
@@ -71,7 +71,7 @@ func handOverBeforeExec(_ fd: Int32) {
 private func handOverInheritable(to user: HandOver, _ found: (Int) -> Void) {
     let foreign = isForeignChild()
     var fd: Int32 = 0
-    while fd < privateState.pointee.highestDescriptor {
+    while fd < Int32(bitPattern: highestDescriptor.load()) {
         if let index = socketIndex(fd) {
             let flags = ss_sys_fcntl(fd, F_GETFD, 0)
             if flags >= 0, flags & 1 /* FD_CLOEXEC */ == 0, !foreign || isStill(fd, index) {

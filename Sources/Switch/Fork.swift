@@ -61,7 +61,7 @@ private func holdInherited(_ arena: FamilyArena, _ process: Int) {
     while index < end {
         let record = sessionOf(index).connection
         let slot = arena.slot(index)
-        if record.pointee.descriptorCount > 0, slot.kind.load() != Slot.Kind.free, slot.generation.load() == record.pointee.generation {
+        if Int32(bitPattern: sessionOf(index).descriptorCount.load()) > 0, slot.kind.load() != Slot.Kind.free, slot.generation.load() == record.pointee.generation {
             arena.hold(index, process: process)
         }
         index += 1

@@ -30,7 +30,7 @@ func giveWay(atOnce: Bool) -> Bool {
 private func giveUpDoorbells(_ index: Int) -> Bool {
     let session = sessionOf(index)
     let record = session.connection
-    guard record.pointee.companionPhase == CompanionPhase.up, record.pointee.descriptorCount > 0,
+    guard record.pointee.companionPhase == CompanionPhase.up, Int32(bitPattern: session.descriptorCount.load()) > 0,
         record.pointee.generation == session.slot.generation.load(),
         switchHandOver(record.pointee.descriptor, .descriptorLimit)
     else { return false }

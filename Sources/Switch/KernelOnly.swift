@@ -10,7 +10,7 @@ package func switchRingIsMade() {
     if privateState.pointee.hasRing { return }
     privateState.pointee.hasRing = true
     var fd: Int32 = 0
-    while fd < privateState.pointee.highestDescriptor {
+    while fd < Int32(bitPattern: highestDescriptor.load()) {
         _ = switchHandOver(fd, .ioUring)
         fd &+= 1
     }

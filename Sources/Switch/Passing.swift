@@ -62,7 +62,7 @@ private func handOverSameConnection(_ new: Int) {
         let session = sessionOf(index)
         if index != new, session.slot.kind.load() >= Slot.Kind.connected, memcmp(session.slot.localAddress.base, addresses, 64) == 0 {
             let record = session.connection
-            if record.pointee.descriptorCount > 0, record.pointee.generation == session.slot.generation.load() {
+            if Int32(bitPattern: session.descriptorCount.load()) > 0, record.pointee.generation == session.slot.generation.load() {
                 handOver(record.pointee.descriptor, index, to: .stranger)
             } else {
                 session.slot.flags.setBits(Slot.Flags.tcpOnly | Slot.Flags.strangers)

@@ -8,12 +8,14 @@ import StreamRing
 /// The switch's process-private state, in zero-initialised storage of the C shim (a Swift global with an initialiser
 /// would be lazy, and lazy globals deadlock on re-entry and across fork). A forked child starts with a copy.
 package struct PrivateState {
-    /// `StartState`. This and the next two are atomic and reached by address, so they come first.
+    /// `StartState`. This and the next four are atomic and reached by address, so they come first.
     package var startState: UInt32
     /// Lock of the list of pending companions: 0, or the thread that holds it.
     package var pendingLock: UInt32
     /// Readiness' root: epoll sets and registrations; nil before the first epoll set. Atomic, too.
     package var readiness: UnsafeMutableRawPointer?
+    package var firstPendingSlot: UInt32
+    package var trackedDescriptors: UInt32
     /// The family's arena; nil before the first stream socket.
     package var arena: UnsafeMutableRawPointer?
     package var arenaDescriptor: Int32
@@ -41,8 +43,6 @@ package struct PrivateState {
     package var pendingCompanions: Int32
     /// Signals (bit n-1) whose handler was installed without SA_RESTART.
     package var interruptingSignals: UInt64
-    /// Head of the list of pending companions (slot index, 0 = empty).
-    package var firstPending: Int32
     /// Provider entries (`Providers.swift`) and what the event words last said.
     package var providers: UnsafeMutablePointer<ProviderEntry>?
     package var providerCount: Int32
@@ -51,8 +51,6 @@ package struct PrivateState {
     package var lastAddressCheck: UInt64
     /// Not nil: the one SAN provider to start, instead of the built-in ones (tests).
     package var onlyProvider: LPWSPSTARTUPEX?
-    /// Descriptors at and above it were never tracked.
-    package var highestDescriptor: Int32
     /// SharedMemory: path of the service, zero-terminated, in storage that lives for ever.
     /// The signal mask that the fork in progress gives back.
     package var forkMask: UInt64
@@ -73,6 +71,14 @@ package var privateState: UnsafeMutablePointer<PrivateState> {
 /// There may be sockets of ours in this process: it has an arena, and has not confined itself.
 @inline(__always)
 var switchIsActive: Bool { privateState.pointee.arena != nil && !privateState.pointee.isConfined }
+
+/// Head of the list of pending companions (slot index, 0 = empty). Written under the list's lock.
+@inline(__always)
+var firstPending: HalfWord { HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.firstPendingOffset) }
+
+/// Descriptors at and above it were never tracked.
+@inline(__always)
+var highestDescriptor: HalfWord { HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.trackedDescriptorsOffset) }
 
 /// The session of the socket with slot `index`; only for indices that the descriptor table gave.
 @inline(__always)

@@ -11,8 +11,9 @@ import StreamRing
 package struct ProviderEntry {
     /// First, because sessions keep a pointer to it.
     package var table = ProviderTable()
+    /// What the event word said when it was last looked at. Several threads look: reached by address (`lastEvent(_:)`).
+    package var lastEventWord: UInt64 = 0
     package var catalogID: UInt32 = 0
-    package var lastEvent: UInt64 = 0
     package var addresses = SOCKET_ADDRESS_LIST()
     /// Monotonic nanoseconds of the last question whether the addresses changed.
     package var lastAddressCheck: UInt64 = 0
@@ -143,7 +144,7 @@ func refetchEventWords() {
             entry.ioctl(entry.pointee.addressSocket, UInt32(SIO_SOCKSWITCH_EVENT_WORD), output: &word, size: MemoryLayout<UnsafeMutableRawPointer?>.size) == 0
         {
             entry.pointee.table.eventWord = word
-            entry.pointee.lastEvent = 0
+            lastEvent(entry).store(0)
         }
         index += 1
     }

@@ -19,7 +19,7 @@ package func switchBeforeSandbox() {
     guard switchIsActive else { return }
     state.pointee.isConfined = true
     var fd: Int32 = 0
-    while fd < state.pointee.highestDescriptor {
+    while fd < Int32(bitPattern: highestDescriptor.load()) {
         if let index = socketIndex(fd) {
             handOver(fd, index, to: .stranger)
             readinessLeaveToKernel(index)
@@ -27,7 +27,7 @@ package func switchBeforeSandbox() {
         fd &+= 1
     }
     fd = 0
-    while fd < state.pointee.highestDescriptor {
+    while fd < Int32(bitPattern: highestDescriptor.load()) {
         let kind = entryKind(descriptorEntry(fd))
         if kind == DescriptorKind.socket || kind == DescriptorKind.epollSet { clearDescriptorEntry(fd) }
         fd &+= 1

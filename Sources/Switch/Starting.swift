@@ -54,10 +54,12 @@ package func ensureStarted() -> Bool {
 }
 
 extension MemoryLayout where T == PrivateState {
-    /// `startState`, `pendingLock` and `readiness` are the record's first fields.
+    /// The record's first fields.
     static var startStateOffset: Int { 0 }
     static var pendingLockOffset: Int { 4 }
     static var readinessOffset: Int { 8 }
+    static var firstPendingOffset: Int { 16 }
+    static var trackedDescriptorsOffset: Int { 20 }
 }
 
 /// A filter of system calls is in force: it may punish what the library would do.

@@ -19,7 +19,7 @@ package func switchStartForTests(provider: LPWSPSTARTUPEX) -> Bool {
 /// No socket with a companion may be open.
 package func switchRestartForTests(provider: LPWSPSTARTUPEX) -> Bool {
     let state = privateState
-    guard state.pointee.firstPending == 0, let entries = state.pointee.providers else { return false }
+    guard firstPending.load() == 0, let entries = state.pointee.providers else { return false }
     for index in 0..<Int(state.pointee.providerCount) {
         let entry = entries + index
         var error: Int32 = 0

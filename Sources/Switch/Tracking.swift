@@ -44,7 +44,7 @@ func takeSlot(kind: UInt64, descriptor: Int32) -> Int {
     // Zeroed memory is an empty record; only what a former socket left is reset.
     resetRecord(record)
     record.pointee.generation = slot.generation.load()
-    record.pointee.descriptorCount = descriptor < 0 ? 0 : 1
+    sessionOf(index).descriptorCount.store(descriptor < 0 ? 0 : 1)
     record.pointee.descriptor = descriptor
     slot.reason.store(Reason.notConnected.rawValue)
     slot.kind.store(kind)
@@ -85,12 +85,17 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
 
 /// Whether any descriptor can be the switch's at all.
 package var switchHasDescriptors: Bool {
-    privateState.pointee.highestDescriptor != 0 || privateState.pointee.arena != nil
+    highestDescriptor.loadRelaxed() != 0 || privateState.pointee.arena != nil
 }
 
 func noteHighest(_ fd: Int32) {
-    guard fd >= privateState.pointee.highestDescriptor else { return }
-    privateState.pointee.highestDescriptor = fd &+ 1
+    var highest = highestDescriptor.load()
+    guard UInt32(bitPattern: fd) >= highest else { return }
+    while UInt32(bitPattern: fd) >= highest {
+        let found = highestDescriptor.compareExchange(highest, UInt32(bitPattern: fd) &+ 1)
+        if found == highest { break }
+        highest = found
+    }
     noteProgramDescriptors(fd &+ 1)
     giveWay(atOnce: false)
 }
@@ -121,8 +126,7 @@ func shareEntry(of old: Int32, with new: Int32) {
     guard entry != 0, UInt32(bitPattern: new) < UInt32(SS_DESCRIPTORS) else { return }
     if isForeignChild() { return handOverBeforeExec(old) }
     if entryKind(entry) == DescriptorKind.socket {
-        let record = sessionOf(entryIndex(entry)).connection
-        record.pointee.descriptorCount &+= 1
+        sessionOf(entryIndex(entry)).descriptorCount.add(1)
         handOverToStdio(old, entryIndex(entry), as: new)
     }
     noteHighest(new)
@@ -153,8 +157,7 @@ private func dropEntry(_ fd: Int32) {
         readinessForget(fd, index)
         clearDescriptorEntry(fd)
         let record = sessionOf(index).connection
-        record.pointee.descriptorCount &-= 1
-        if record.pointee.descriptorCount <= 0 {
+        if Int32(bitPattern: sessionOf(index).descriptorCount.subtract(1)) <= 0 {
             endSocket(fd, index)
         } else if record.pointee.descriptor == fd {
             record.pointee.descriptor = otherDescriptor(entry, than: fd)
@@ -171,7 +174,7 @@ private func dropEntry(_ fd: Int32) {
 /// A descriptor other than `fd` with the same entry, or -1.
 func otherDescriptor(_ entry: UInt32, than fd: Int32) -> Int32 {
     var other: Int32 = 0
-    while other < privateState.pointee.highestDescriptor {
+    while other < Int32(bitPattern: highestDescriptor.load()) {
         if other != fd, descriptorEntry(other) == entry { return other }
         other &+= 1
     }

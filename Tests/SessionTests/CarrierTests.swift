@@ -44,6 +44,7 @@ extension SessionTests {
             #expect(MemoryLayout<Connection>.offset(of: \.tcpEvents) == Connection.Offsets.tcpEvents)
             #expect(MemoryLayout<Connection>.offset(of: \.receiveSpinNanoseconds) == Connection.Offsets.receiveSpinNanoseconds)
             #expect(MemoryLayout<Connection>.offset(of: \.sendSpinNanoseconds) == Connection.Offsets.sendSpinNanoseconds)
+            #expect(MemoryLayout<Connection>.offset(of: \.descriptorCount) == Connection.Offsets.descriptorCount)
         }
 
         @Test("Positions are right when bytes were sent, and partly read, before the session came up",

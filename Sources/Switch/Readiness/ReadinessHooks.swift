@@ -84,7 +84,8 @@ func readinessLeaveToKernel(_ socket: Int) {
 }
 
 /// Descriptor `fd` of socket `socket` is about to be closed or replaced. If it is the process's last one, forgets the
-/// registrations and takes the doorbell out of the kernel's sets; otherwise they go on, as the kernel's do. Call it *before* close, before `Session.end`, and before `descriptorCount` is lowered.
+/// registrations and takes the doorbell out of the kernel's sets; otherwise they go on, as the kernel's do. Call it *before*
+/// close, before `Session.end`, and before `descriptorCount` is lowered.
 package func readinessForget(_ fd: Int32, _ socket: Int) {
     guard let root = ReadinessRoot.existing, connectionRecord(socket).pointee.firstRegistration != 0 else { return }
     let lock = root.socketLock(socket)
@@ -95,7 +96,7 @@ package func readinessForget(_ fd: Int32, _ socket: Int) {
     defer { lock.unlock() }
     // Another process of the family that holds the socket may share the kernel's set: leave its registration alone.
     let alone = sessionOf(socket).slot.holders.load() <= 1
-    let another = connectionRecord(socket).pointee.descriptorCount > 1 ? otherDescriptor(descriptorEntry(fd), than: fd) : -1
+    let another = sessionOf(socket).descriptorCount.load() > 1 ? otherDescriptor(descriptorEntry(fd), than: fd) : -1
     var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
     while index != 0 {
         let one = root.registration(index)
