@@ -58,7 +58,8 @@ extension EpollSet {
         let one = root.registration(index)
         let session = sessionOf(one.socket)
         let needed = one.neededKernelEvents(sendsOnTCP: session.sendsOnTCP)
-        if one.kernelEvents != needed, !one.isOrphan {
+        // (A number that was closed may have been given to the same socket again.)
+        if one.kernelEvents != needed, socketIndex(one.descriptor) == one.socket {
             one.kernelEvents = needed
             var event = epoll_event()
             ss_event_set(&event, 0, needed, Tag.make(root, index, one.generation, doorbell: false))

@@ -228,7 +228,8 @@ extension ReadinessRoot {
         let one = registration(index)
         let container = set(Int(one.set))
         let outcome = container.lock.lock()
-        if !one.isOrphan {
+        // Being told makes the kernel report it once, which a nested set could not take back.
+        if !one.isOrphan, !container.has(EpollSet.Flags.nested) {
             one.kernelEvents |= Interest.output | Interest.priority
             var event = epoll_event()
             ss_event_set(&event, 0, one.kernelEvents, Tag.make(self, index, one.generation, doorbell: false))
