@@ -51,14 +51,14 @@ package struct Slot {
         package static var broken: UInt64 { 64 }
         /// The peer's FIN came without a half-close: nobody will read what goes into the ring.
         package static var peerGone: UInt64 { 128 }
-        /// Several processes of the family have waited for it in one epoll set.
-        package static var waitedForByRelatives: UInt64 { 512 }
         /// The kernel has told us of a reset, once and for all: whoever reads to the end of the stream hears of it.
         package static var resetSeen: UInt64 { 256 }
         /// The program has shut its sending direction down, and the FIN waits for the backlog before it.
         package static var owesFIN: UInt64 { 512 }
         /// A process that the family's table does not know may use the socket, for as long as it exists.
         package static var strangers: UInt64 { 1 << 16 }
+        /// Several processes of the family have waited for it in one epoll set.
+        package static var waitedForByRelatives: UInt64 { 1 << 17 }
     }
 
     // Line 0: identity.
