@@ -164,11 +164,20 @@ extension Session {
         let ownCPU = UInt64(UInt32(bitPattern: ss_cpu()))
         // Tell the peer where we wait.
         if receiving { remote.receiverCPU.storeRelaxed(ownCPU) } else { remote.senderCPU.storeRelaxed(ownCPU) }
+        let start = ss_monotonic_ns()
+        let isCrowded = Crowd.isHere(start)
         if peerCPU == ownCPU {
+            if isCrowded { return false }
             var yields = 0
+            var before = start
             while yields < 20 {
                 _ = ss_sys_sched_yield()
-                if receiving ? looksReadable : looksWritable { return true }
+                let found = receiving ? looksReadable : looksWritable
+                let now = ss_monotonic_ns()
+                if found, isMuch(receiving) { return true }
+                let isLost = Crowd.took(now &- before, now: now, foundData: found)
+                if found || isLost { return found }
+                before = now
                 yields &+= 1
             }
             return false
@@ -176,10 +185,10 @@ extension Session {
         let spinWord = spinBudget(receiving)
         var budget = spinWord.loadRelaxed()
         if budget == 0 { budget = Session.firstSpinNanoseconds }
-        let start = ss_monotonic_ns()
+        let longest = isCrowded ? min(budget, Crowd.pausesNanoseconds) : budget
         var elapsed: UInt64 = 0
-        while elapsed < UInt64(budget) {
-            if elapsed < 8_000 {
+        while elapsed < UInt64(longest) {
+            if elapsed < UInt64(Crowd.pausesNanoseconds) {
                 var pauses = 0
                 while pauses < 8 {
                     ss_pause()
@@ -191,13 +200,22 @@ extension Session {
                 }
             } else {
                 _ = ss_sys_sched_yield()
-                if receiving ? looksReadable : looksWritable { return true }
+                let found = receiving ? looksReadable : looksWritable
+                let now = ss_monotonic_ns()
+                if found, isMuch(receiving) { return true }
+                let isLost = Crowd.took(now &- start &- elapsed, now: now, foundData: found)
+                if found || isLost { return found }
             }
             connection.pointee.writer?.progress()
             elapsed = ss_monotonic_ns() &- start
         }
-        spinWord.store(max(budget / 2, Session.minimumSpinNanoseconds))
+        if !isCrowded { spinWord.store(max(budget / 2, Session.minimumSpinNanoseconds)) }
         return false
+    }
+
+    /// The peer has moved so many bytes that it may well have had the processor for long.
+    private func isMuch(_ receiving: Bool) -> Bool {
+        !receiving || local.producer.load() &- slot.receivePosition.load() >= 4096
     }
 
     private func spinBudget(_ receiving: Bool) -> HalfWord {

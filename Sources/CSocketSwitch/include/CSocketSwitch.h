@@ -253,7 +253,11 @@ struct ss_session_state {
     void *off_word;                 // the arena's `switchedOff`, NULL before the arena exists
     uint32_t never_spin;
     uint32_t initial_ring_bytes;    // 0 = the built-in value
+    uint64_t crowded_until;         // monotonic nanoseconds, and for how long at a time: see Session/Crowd.swift
+    uint64_t crowded_for;
 };
+enum { SS_CROWDED_UNTIL_OFFSET = offsetof(struct ss_session_state, crowded_until),
+       SS_CROWDED_FOR_OFFSET = offsetof(struct ss_session_state, crowded_for) };
 extern struct ss_session_state ss_session_state __attribute__((swift_attr("nonisolated(unsafe)")));
 
 static inline void *ss_session_state_address(void) { return &ss_session_state; }

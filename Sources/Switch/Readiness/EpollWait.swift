@@ -217,16 +217,19 @@ struct EpollWaiter {
     private mutating func spin(_ start: UInt64) -> Int {
         if ss_session_state.never_spin != 0 || set.hotCount == 0 { return 0 }
         let allowed = set.spinNanoseconds.loadRelaxed()
-        let budget = min(allowed, Deadline.left(deadline, start))
         if allowed < SpinBudget.minimum { return 0 }
         let hottest = set.hottest
         let mustYield = hottest != 0 && peerIsHere(hottest)
+        let isCrowded = Crowd.isHere(start)
+        if isCrowded, mustYield { return 0 }
+        let budget = min(isCrowded ? min(allowed, UInt64(Crowd.pausesNanoseconds)) : allowed, Deadline.left(deadline, start))
         var yields = 0
         var now = start
         while now &- start < budget {
             let elapsed = now &- start
             if elapsed > 3_000, mask == nil { gate.close() }
-            if mustYield || elapsed >= 8_000 {
+            let yieldsNow = mustYield || elapsed >= UInt64(Crowd.pausesNanoseconds)
+            if yieldsNow {
                 _ = ss_sys_sched_yield()
                 yields &+= 1
             } else {
@@ -244,15 +247,16 @@ struct EpollWaiter {
                 if count < 0 { return count }
             }
             count = set.scan(root, events, count, maximum, now, mayAsk: false)
+            // Somebody else has the processor: who sleeps gets it back sooner than who yields.
+            let isLost = yieldsNow && Crowd.took(now &- before, now: now, foundData: count > 0)
             if count > 0 {
                 if now &- before < SpinBudget.lost { set.spinNanoseconds.storeRelaxed(SpinBudget.grown(allowed)) }
                 return count
             }
             if mustYield, yields == 20 { break }
-            // Somebody else has the processor: who sleeps gets it back sooner than who yields.
-            if now &- before >= SpinBudget.lost { break }
+            if isLost { break }
         }
-        if deadline == Deadline.never || now < deadline { set.spinNanoseconds.storeRelaxed(SpinBudget.shrunk(allowed)) }
+        if !isCrowded, deadline == Deadline.never || now < deadline { set.spinNanoseconds.storeRelaxed(SpinBudget.shrunk(allowed)) }
         return 0
     }
 

@@ -236,15 +236,18 @@ struct PollWaiter {
         var allowed = UInt64(session.connection.pointee.receiveSpinNanoseconds)
         if allowed == 0 { allowed = SpinBudget.first }
         if allowed < SpinBudget.minimum { return 0 }
-        let budget = min(allowed, Deadline.left(deadline, start))
         let mustYield = peer == UInt64(UInt32(bitPattern: ss_cpu()))
+        let isCrowded = Crowd.isHere(start)
+        if isCrowded, mustYield { return 0 }
+        let budget = min(isCrowded ? min(allowed, UInt64(Crowd.pausesNanoseconds)) : allowed, Deadline.left(deadline, start))
         var yields = 0
         var lastAsked = start
         var now = start
         while now &- start < budget {
             let elapsed = now &- start
             if elapsed > 3_000, mask == nil { gate.close() }
-            if mustYield || elapsed >= 8_000 {
+            let yieldsNow = mustYield || elapsed >= UInt64(Crowd.pausesNanoseconds)
+            if yieldsNow {
                 _ = ss_sys_sched_yield()
                 yields &+= 1
             } else {
@@ -255,7 +258,10 @@ struct PollWaiter {
             }
             let before = now
             now = ss_monotonic_ns()
-            if looksReady() {
+            let found = looksReady()
+            // Somebody else has the processor: who sleeps gets it back sooner than who yields.
+            let isLost = yieldsNow && Crowd.took(now &- before, now: now, foundData: found)
+            if found {
                 let ready = look(now)
                 if ready > 0 {
                     if now &- before < SpinBudget.lost { setSpin(session, SpinBudget.grown(allowed)) }
@@ -268,10 +274,9 @@ struct PollWaiter {
                 if ready != 0 { return ready }
             }
             if mustYield, yields == 20 { break }
-            // Somebody else has the processor: who sleeps gets it back sooner than who yields.
-            if now &- before >= SpinBudget.lost { break }
+            if isLost { break }
         }
-        if deadline == Deadline.never || now < deadline { setSpin(session, SpinBudget.shrunk(allowed)) }
+        if !isCrowded, deadline == Deadline.never || now < deadline { setSpin(session, SpinBudget.shrunk(allowed)) }
         return 0
     }
 
