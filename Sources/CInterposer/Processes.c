@@ -9,12 +9,40 @@
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 struct ss_process_hooks ss_process_hooks;
 
-static void before_exec(void) {
-    if (ss_process_hooks.before_exec) ss_process_hooks.before_exec();
+// What the next image is told: the variable's name, and at most this many bytes of value. Sockets that do not fit stay on TCP.
+static const char variable_name[] = "SOCKSWITCH_INHERITED";
+enum { VARIABLE_BYTES = 4096 };
+/// Environments with more variables are passed on as they are: the copy of the list lies on the stack.
+enum { MAXIMUM_VARIABLES = 4096 };
+
+static char inheritance[VARIABLE_BYTES];
+
+static int is_variable(const char *entry) {
+    return strncmp(entry, variable_name, sizeof variable_name - 1) == 0 && entry[sizeof variable_name - 1] == '=';
+}
+
+const char *ss_take_inheritance(void) {
+    if (!environ) return NULL;
+    const char *found = NULL;
+    char **kept = environ;
+    for (char **entry = environ; *entry; entry++) {
+        if (!is_variable(*entry)) {
+            *kept++ = *entry;
+            continue;
+        }
+        const char *value = *entry + sizeof variable_name;
+        size_t length = strnlen(value, sizeof inheritance);
+        if (found || length == sizeof inheritance) continue;
+        memcpy(inheritance, value, length);
+        found = inheritance;
+    }
+    *kept = NULL;
+    return found;
 }
 
 /// exec returned.
@@ -23,27 +51,56 @@ static int exec_failed(int result) {
     return result;
 }
 
+/// How many variables there are; -1: too many for a copy.
+static long count_variables(char *const *environment) {
+    long count = 0;
+    while (environment && environment[count])
+        if (++count > MAXIMUM_VARIABLES) return -1;
+    return count;
+}
+
+/// `list` := `variable` and the environment.
+static char **with_variable(char **list, char *variable, char *const *environment, long count) {
+    list[0] = variable;
+    for (long i = 0; i < count; i++) list[i + 1] = environment[i];
+    list[count + 1] = NULL;
+    return list;
+}
+
+// Before each exec: hands over, and makes `environment` one with the variable where there is something to say. The
+// environment is read only then, since a bad pointer is the kernel's to refuse. `variable` and `list` live as long as the
+// caller's frame.
+#define BEFORE_EXEC(environment)                                                                              \
+    char variable[sizeof variable_name + VARIABLE_BYTES];                                                     \
+    memcpy(variable, variable_name, sizeof variable_name - 1);                                                \
+    variable[sizeof variable_name - 1] = '=';                                                                 \
+    int inherits = ss_process_hooks.before_exec                                                               \
+        && ss_process_hooks.before_exec(variable + sizeof variable_name, VARIABLE_BYTES);                     \
+    long count = inherits ? count_variables(environment) : 0;                                                 \
+    char *list[count < 0 ? 1 : count + 2];                                                                    \
+    if (inherits && count >= 0) environment = with_variable(list, variable, environment, count)
+
 static void before_spawn(void) {
     if (ss_process_hooks.before_spawn) ss_process_hooks.before_spawn();
 }
 
 int execve(const char *path, char *const arguments[], char *const environment[]) {
-    before_exec();
+    BEFORE_EXEC(environment);
     return exec_failed(ss_real.execve(path, arguments, environment));
 }
 
 int execveat(int directory, const char *path, char *const arguments[], char *const environment[], int flags) {
-    before_exec();
+    BEFORE_EXEC(environment);
     return exec_failed(ss_real.execveat(directory, path, arguments, environment, flags));
 }
 
 int fexecve(int fd, char *const arguments[], char *const environment[]) {
-    before_exec();
+    BEFORE_EXEC(environment);
     return exec_failed(ss_real.fexecve(fd, arguments, environment));
 }
 
 int execvpe(const char *file, char *const arguments[], char *const environment[]) {
-    before_exec();
+    BEFORE_EXEC(environment);
     return exec_failed(ss_real.execvpe(file, arguments, environment));
 }
 

@@ -236,8 +236,11 @@ static void give_lock(uint64_t mask) {
     ss_sys_sigprocmask(SIG_SETMASK, &mask, NULL);
 }
 
+/// The program has confined itself: no system call may be made for it any more.
+static uint32_t is_given_up;
+
 void ss_guard_memory(void) {
-    if (__atomic_load_n(&is_guarding, __ATOMIC_ACQUIRE)) return;
+    if (__atomic_load_n(&is_guarding, __ATOMIC_ACQUIRE) || __atomic_load_n(&is_given_up, __ATOMIC_ACQUIRE)) return;
     int error = errno;
     uint64_t mask = take_lock();
     if (!is_guarding) {
@@ -249,6 +252,15 @@ void ss_guard_memory(void) {
     }
     give_lock(mask);
     errno = error;
+}
+
+void ss_unguard_memory(void) {
+    uint64_t mask = take_lock();
+    if (is_guarding)
+        for (int i = 0; i < SIGNALS; i++) __sigaction(signals[i], &programs[i], NULL);
+    __atomic_store_n(&is_given_up, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&is_guarding, 0, __ATOMIC_RELEASE);
+    give_lock(mask);
 }
 
 void ss_guard_memory_after_fork(void) {

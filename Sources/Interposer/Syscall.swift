@@ -66,7 +66,8 @@ private struct SystemCallArguments {
             return ss_real.syscall(Int(call), a, b, c, d, e, f)
         case SYS_exit_group: interposedExit(fd)
         case SYS_execve, SYS_execveat:
-            switchBeforeExec()
+            // The environment stays the program's: the next image does not learn of what it inherits.
+            _ = switchBeforeExec(nil, 0)
             let result = ss_real.syscall(Int(call), a, b, c, d, e, f)
             switchExecFailed()
             return result

@@ -119,6 +119,8 @@ package enum Segment {
 ///     SOCKSWITCH_UPGRADE   `default` or `eager` (announce at once)
 ///     SOCKSWITCH_SECCOMP   `respect` (default: nothing is set up under a filter of system calls) or `ignore`
 ///
+/// Another one, SOCKSWITCH_INHERITED, is what one image of a process leaves to the next (Switch/Inheritance.swift).
+///
 /// A compiled policy is at most 64 rules joined by ';'. Before them there may be `w,i`: a listener on the wildcard gets a
 /// companion for each address. A rule is exactly four fields joined by ',':
 ///

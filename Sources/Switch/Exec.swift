@@ -12,11 +12,13 @@ import StreamRing
 // no table: what it closes, moves and marks is not the parent's.
 
 /// Before this process's image is replaced, or, in a vfork child, its parent's is left. No memory is needed, errno stays.
-package func switchBeforeExec() {
-    guard switchIsActive, let memory = privateState.pointee.arena else { return }
+///
+/// True: the next image, should it be switched, can go on with what is in `text`, the value of SOCKSWITCH_INHERITED.
+package func switchBeforeExec(_ text: UnsafeMutablePointer<CChar>?, _ capacity: Int) -> Bool {
+    guard switchIsActive, let memory = privateState.pointee.arena else { return false }
     if isForeignChild() {
         handOverInheritable(to: .stranger) { _ in }
-        return
+        return false
     }
     var inherited = SlotSet()
     handOverInheritable(to: .image) { inherited.insert($0) }
@@ -24,13 +26,16 @@ package func switchBeforeExec() {
     // The others close with the image. This process, which lives on under its number, must not seem to hold them.
     let arena = FamilyArena(memory)
     let process = Int(privateState.pointee.process)
-    guard process >= 0 else { return }
+    guard process >= 0 else { return false }
     var index = 1
     let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
     while index < end {
         if !inherited.contains(index) { arena.releaseUnlessLast(index, process: process) }
         index &+= 1
     }
+    guard let text else { return false }
+    var writer = InheritanceText(text, capacity)
+    return writeInheritance(&writer, inherited)
 }
 
 /// exec returned: the program goes on. What was handed over stays on TCP.
@@ -84,7 +89,7 @@ private func handOverInheritable(to user: HandOver, _ found: (Int) -> Void) {
 }
 
 /// Whether a vfork child's `fd` is what the parent's table says: the child may have put something else there.
-private func isStill(_ fd: Int32, _ index: Int) -> Bool {
+func isStill(_ fd: Int32, _ index: Int) -> Bool {
     let slot = sessionOf(index).slot
     guard slot.kind.load() >= Slot.Kind.connected else { return true }
     var storage = InlineArray<160, UInt8>(repeating: 0)
@@ -100,12 +105,4 @@ private func isStill(_ fd: Int32, _ index: Int) -> Bool {
         return ss_sys_getsockname(fd, bytes, &length) == 0 && address.set(bytes, length: Int(length))
             && address.port == slot.localAddress.port
     }
-}
-
-/// A set of slot numbers, on the stack.
-private struct SlotSet {
-    private var words = InlineArray<512, UInt64>(repeating: 0)
-
-    mutating func insert(_ index: Int) { words[(index >> 6) & 511] |= 1 << UInt64(index & 63) }
-    func contains(_ index: Int) -> Bool { words[(index >> 6) & 511] & 1 << UInt64(index & 63) != 0 }
 }

@@ -11,7 +11,7 @@ import StreamRing
 
 /// Who may use the socket past the switch from now on.
 package enum HandOver {
-    /// This process's next image, which may be switched and may take the socket up again (Inheritance.swift).
+    /// This process's next image.
     case image
     /// Somebody whom the family's table does not know and never will.
     case stranger

@@ -38,6 +38,11 @@ private func trackPassed(_ fd: Int32) {
         adoptListener(fd)
         return
     }
+    trackOnTCP(fd, kind: Slot.Kind.accepted)
+}
+
+/// Tracks a TCP socket that somebody else made, and may still hold: it stays on TCP. `kind`: how it is shown once connected.
+func trackOnTCP(_ fd: Int32, kind: UInt64) {
     let flags = ss_sys_fcntl(fd, F_GETFL, 0)
     let index = track(fd, kind: Slot.Kind.fresh, nonBlocking: flags >= 0 && flags & Int(O_NONBLOCK) != 0)
     guard index != 0 else { return }
@@ -45,9 +50,9 @@ private func trackPassed(_ fd: Int32) {
     slot.flags.setBits(Slot.Flags.tcpOnly | Slot.Flags.strangers)
     slot.reason.store(Reason.handedOver.rawValue)
     guard recordAddresses(fd, slot) else { return }
-    slot.kind.store(Slot.Kind.accepted)
+    slot.kind.store(kind == Slot.Kind.connected ? kind : Slot.Kind.accepted)
     handOverSameConnection(index)
-    if privateState.pointee.onlyProvider == nil { sharedMemoryProviderIntroduce() }
+    introduceToService()
 }
 
 /// The family itself may know the connection already: taken with pidfd_getfd from one of its processes, or passed in a way
@@ -72,6 +77,11 @@ private func handOverSameConnection(_ new: Int) {
     }
 }
 
+/// A socket that will never be announced is to be seen all the same.
+func introduceToService() {
+    if privateState.pointee.onlyProvider == nil { sharedMemoryProviderIntroduce() }
+}
+
 // MARK: Listeners from elsewhere
 
 /// A listener that this process did not make (inherited over exec, passed): it is given its companion, so that what it
@@ -83,7 +93,7 @@ package func adoptListener(_ fd: Int32) {
     if index != 0 { listenWithCompanion(fd, index, Int32(SOMAXCONN)) }
 }
 
-private func isStreamOfTCP(_ fd: Int32) -> Bool {
+func isStreamOfTCP(_ fd: Int32) -> Bool {
     var proto: Int32 = 0
     var length = UInt32(MemoryLayout<Int32>.size)
     return ss_sys_getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &proto, &length) == 0 && proto == Int32(IPPROTO_TCP)

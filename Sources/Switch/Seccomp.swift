@@ -16,8 +16,10 @@ package func switchBeforeSandbox() {
     let state = privateState
     if isForeignChild() { return }
     state.pointee.enabled = false
-    guard switchIsActive else { return }
+    defer { ss_unguard_memory() }
+    let isActive = switchIsActive
     state.pointee.isConfined = true
+    guard isActive else { return }
     var fd: Int32 = 0
     while fd < Int32(bitPattern: highestDescriptor.load()) {
         if let index = socketIndex(fd) {

@@ -85,7 +85,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
 
 /// Whether any descriptor can be the switch's at all.
 package var switchHasDescriptors: Bool {
-    highestDescriptor.loadRelaxed() != 0 || privateState.pointee.arena != nil
+    !privateState.pointee.isConfined && (highestDescriptor.loadRelaxed() != 0 || privateState.pointee.arena != nil)
 }
 
 func noteHighest(_ fd: Int32) {

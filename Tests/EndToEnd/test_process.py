@@ -192,6 +192,38 @@ class Exec(ProcessCase):
             server.do("receive 1")
         self.with_phases(act, phases=("plain", "moved"))
 
+    def test_the_next_image_knows_its_sockets(self):
+        """`ps` shows them with the reason; the variable that told of them is gone."""
+        for phase in ("plain", "moved"):
+            with self.subTest(phase=phase):
+                server, client = self.pair(environment=({} if phase == "plain" else EAGER))
+                if phase == "plain":
+                    self.talk(client, server, 1)
+                else:
+                    self.move(server, client)
+                for _ in range(2):
+                    server.do("exec switched")
+                self.reason_of(server, "handedOver")
+                server.tell("variables")
+                self.assertNotIn("INHERITED", server.answer("variables"))
+                server.answer("done variables")
+                self.talk(client, server)
+                self.finish(client, server)
+
+    def test_what_an_image_leaves_is_not_believed(self):
+        for text in (",,,", "z", "1" * 5000, "7fffffff,0,1", "ffffffffffffffff,ffffffffffffffff"):
+            with self.subTest(text=text[:20]):
+                server, client = self.pair(environment={**EAGER, "SOCKSWITCH_INHERITED": text})
+                self.move(server, client)
+                self.finish(client, server)
+
+    def test_the_next_image_listens(self):
+        server = self.listen()
+        server.do("exec_listener")
+        client = self.connect(server)
+        self.move(server, client)
+        self.finish(client, server)
+
     def test_close_on_exec_is_no_hold(self):
         """A child that has become something else holds nothing: the connection is alone, and moves."""
         server, client = self.pair(environment=EAGER)

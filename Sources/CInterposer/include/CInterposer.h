@@ -132,6 +132,10 @@ static inline int ss_descriptor_of_aio_in(void *_Nullable list, int index) {
     return ss_descriptor_of_aio(request);
 }
 
+/// What the former image of this process left as SOCKSWITCH_INHERITED, taken out of the environment: it is for
+/// this image alone. NULL: nothing.
+const char *_Nullable ss_take_inheritance(void) __attribute__((visibility("hidden")));
+
 /// Acts on a pending cancellation of the calling thread: every tracked call that libc makes a cancellation point does
 /// this before it begins and when a signal interrupted it.
 extern void pthread_testcancel(void);
@@ -144,7 +148,8 @@ SS_P ss_program_sigset(int signal, SS_P handler) __attribute__((visibility("hidd
 
 /// What the switch wants to do before another image or another process exists (Processes.c): NULL until the constructor.
 struct ss_process_hooks {
-    void (*_Nullable before_exec)(void);
+    /// Writes at most `capacity` bytes to `text`; not 0: the next image is to have it as SOCKSWITCH_INHERITED.
+    int (*_Nullable before_exec)(char *_Nullable text, size_t capacity);
     void (*_Nullable exec_failed)(void);
     void (*_Nullable before_spawn)(void);
     void (*_Nullable passes_to_child)(int fd);

@@ -64,6 +64,9 @@ static inline __attribute__((always_inline)) long ss_guarded_copy8(void *target,
 /// any instruction does. Leaves a signal alone that the program ignores.
 void ss_guard_memory(void);
 
+/// Gives the program its own actions back, for good: from now on a bad pointer is a fault.
+void ss_unguard_memory(void);
+
 /// As `ss_guarded_copy`, for calls that may come before `ss_guard_memory`: reads and writes of headers and lengths.
 long ss_copy_program_memory(void *_Nullable target, const void *_Nullable source, size_t count);
 
