@@ -70,4 +70,14 @@ struct MessageCursor {
 
     /// `count` bytes of the current piece are done; at most its length.
     mutating func advance(_ count: Int) { offset &+= count }
+
+    /// `count` bytes are done.
+    mutating func skip(_ count: Int) {
+        var left = count
+        while left > 0, let piece = piece() {
+            let part = min(left, piece.count)
+            advance(part)
+            left &-= part
+        }
+    }
 }

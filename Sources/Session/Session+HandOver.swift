@@ -137,7 +137,7 @@ extension Session {
     private func rewindOutcome(_ fd: Int32) -> Outcome {
         let position = slot.receivePosition.loadRelaxed()
         let followed = slot.receiveCuts.loadRelaxed()
-        let hasEnded = Session.tcpHasEnded(fd)
+        let hasEnded = KernelPositions.finHasCome(fd)
         let end = local.endFlags.load()
         let intent = local.cutIntent.load()
         let made = local.cutCount.load()  // last: if it was cut, what was said before it is done
@@ -153,12 +153,6 @@ extension Session {
             return local.producer.load() == position ? .granted : .refused
         }
         return intent == made &+ 1 || end & EndFlags.ending != 0 ? .undecided : .granted
-    }
-
-    private static func tcpHasEnded(_ fd: Int32) -> Bool {
-        var entry = pollfd(fd: fd, events: Int16(POLLRDHUP), revents: 0)
-        var now = timespec(tv_sec: 0, tv_nsec: 0)
-        return ss_sys_ppoll(&entry, 1, &now, nil) > 0
     }
 
     /// A receiver whose rewind is undecided reads nothing from either carrier. True: it is decided. Under the receive lock.

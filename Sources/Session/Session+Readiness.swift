@@ -41,6 +41,15 @@ extension Session {
         return events & (interest | EPOLLHUP.rawValue | EPOLLERR.rawValue)
     }
 
+    /// Whether the stream has been read up to the kernel's urgent mark, if the kernel says that TCP has: SIOCATMARK.
+    package var isReadUpToTCP: Bool {
+        guard slot.receiveLock.lock() == .acquired else { return false }
+        defer { slot.receiveLock.unlock() }
+        guard isUp else { return true }
+        _ = followCuts()
+        return receivesOnTCP && (local.cutCount.load() == slot.receiveCuts.loadRelaxed() || slot.invitation.loadRelaxed() >= Invitation.rewind)
+    }
+
     private static func kernelEvents(_ fd: Int32, _ interest: UInt32) -> UInt32 {
         var entry = pollfd(fd: fd, events: Int16(truncatingIfNeeded: interest), revents: 0)
         var now = timespec(tv_sec: 0, tv_nsec: 0)

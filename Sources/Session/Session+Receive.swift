@@ -72,14 +72,15 @@ extension Session {
     /// What lies in the ring, or 0 when there is nothing or anything at all is unusual.
     @inline(__always)
     private func receiveQuickly(_ buffer: UnsafeMutableRawPointer, _ count: Int) -> Int {
-        guard slot.receiveCuts.loadRelaxed() & 1 == 1, connection.pointee.writer == nil, !wantsTCP,
+        let followed = slot.receiveCuts.loadRelaxed()
+        guard followed & 1 == 1, connection.pointee.writer == nil, !wantsTCP,
             slot.flags.loadRelaxed() & Slot.Flags.broken == 0
         else { return 0 }
         let position = slot.receivePosition.loadRelaxed()
         let producer = local.producer.load()  // SYNC POINT: pairs with the release in publishProducer
         let size = slot.receiveRingBytes.loadRelaxed()
         let available = producer &- position
-        guard available != 0, available <= size, local.ringBytes.loadRelaxed() == size,
+        guard available != 0, available <= size, local.cutCount.loadRelaxed() == followed, local.ringBytes.loadRelaxed() == size,
             local.ringOrigin.loadRelaxed() == slot.receiveRingOrigin.loadRelaxed()
         else { return 0 }
         let taken = min(count, Int(available))
@@ -126,21 +127,42 @@ extension Session {
     /// Bytes received, 0 at the end of the stream, or -errno; -EAGAIN: nothing now.
     private func tryReceive(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         var rounds = 0
+        var done = 0
         while rounds < 32 {
             rounds &+= 1
-            if companionIsLost || has(Slot.Flags.broken) { return -Int(ECONNRESET) }
-            guard isDecided(fd) else { return -Int(EAGAIN) }
+            if companionIsLost || has(Slot.Flags.broken) { return partial(done, -Int(ECONNRESET)) }
+            guard isDecided(fd) else { return partial(done, -Int(EAGAIN)) }
             guard followCuts() else {
                 breakOff(.protocolViolation)
-                return -Int(ECONNRESET)
+                return partial(done, -Int(ECONNRESET))
             }
             invite(fd)
             let result = receivesOnTCP
                 ? tryReceiveFromTCP(fd, message, &cursor, flags)
                 : tryReceiveFromCompanion(fd, message, &cursor, flags)
-            if result != Session.again { return result }
+            if result == Session.again { continue }
+            if result <= 0 { return partial(done, result) }
+            // Where the carrier ends the stream does not, and neither does what one call gives.
+            if flags & Int32(MSG_PEEK) != 0 { return result &+ peekBehindCut(fd, message, &cursor, flags, result) }
+            done &+= result
+            guard local.cutCount.load() != slot.receiveCuts.loadRelaxed(), cursor.piece() != nil else { return done }
         }
-        return -Int(EAGAIN)
+        return partial(done, -Int(EAGAIN))
+    }
+
+    /// Bytes that a look ahead finds behind a cut, when it has seen `seen` bytes, all that there are before it.
+    private func peekBehindCut(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32, _ seen: Int) -> Int {
+        let made = local.cutCount.load()
+        guard made != slot.receiveCuts.loadRelaxed(), slot.invitation.loadRelaxed() < Invitation.rewind else { return 0 }
+        if receivesOnTCP {
+            guard local.cutOnTCP.loadRelaxed() &- slot.tcpPosition.loadRelaxed() == UInt64(seen) else { return 0 }
+            cursor.skip(seen)
+            return cursor.piece() == nil ? 0 : max(receiveFromRing(&cursor, flags), 0)
+        }
+        guard local.cutOnCompanion.loadRelaxed() &- slot.receivePosition.loadRelaxed() == UInt64(seen), cursor.piece() != nil
+        else { return 0 }
+        // No third cut can be outstanding: all of TCP follows.
+        return max(receiveFromTCP(fd, message, &cursor, flags, bound: Int.max), 0)
     }
 
     /// The state changed meanwhile: look at everything again.
@@ -167,8 +189,10 @@ extension Session {
         if result < 0 { return result }
         if local.cutCount.load() != made { return Session.again }
         if queued > 0 { return receiveFromTCP(fd, message, &cursor, flags, bound: Int(queued)) }
-        let peeked = peekTCP(fd)
-        if peeked > 0 || local.cutCount.load() != made { return Session.again }
+        // At an urgent mark SIOCINQ is 0, and there may be bytes behind it.
+        let peeked = peekTCP(fd, all: true)
+        if local.cutCount.load() != made { return Session.again }
+        if peeked > 0 { return receiveFromTCP(fd, message, &cursor, flags, bound: peeked) }
         return peeked == -Int(EAGAIN) ? peeked : endOfStream(peeked)
     }
 
@@ -219,11 +243,13 @@ extension Session {
 
     var lastEndCheck: Word { word(Connection.Offsets.lastEndCheck) }
 
-    /// > 0: TCP has bytes. 0: FIN. -EAGAIN: nothing. Else the end, with an error that the kernel tells only once; a reset is
-    /// remembered, since there may be bytes to read before it.
-    private func peekTCP(_ fd: Int32) -> Int {
+    /// > 0: TCP has bytes (with `all`: so many). 0: FIN. -EAGAIN: nothing. Else the end, with an error that the kernel tells
+    /// only once; a reset is remembered, since there may be bytes to read before it.
+    private func peekTCP(_ fd: Int32, all: Bool = false) -> Int {
         var byte: UInt8 = 0
-        let result = ss_sys_recvfrom(fd, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT))
+        let result = all
+            ? ss_sys_recvfrom(fd, nil, Int(Window.maximumRingBytes), Int32(MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT))
+            : ss_sys_recvfrom(fd, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT))
         if result == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen | Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
         return result
     }
@@ -234,22 +260,37 @@ extension Session {
         if cursor.isAtStart && bound == Int.max {
             result = ss_sys_recvmsg(fd, message, flags)
         } else {
-            guard let piece = cursor.piece() else { return 0 }
-            result = ss_sys_recvfrom(fd, piece.start, min(piece.count, bound), flags)
+            result = Session.receiveRest(fd, cursor, flags, bound)
             if result >= 0 { Session.clearAncillary(message) }
         }
         if result == 0 { return endOfStream(0) }
         if result > 0, flags & Int32(MSG_PEEK) == 0 {
             slot.tcpBytesReceived.count(UInt64(result))
             slot.tcpPosition.storeRelaxed(slot.tcpPosition.loadRelaxed() &+ UInt64(result))
-            var left = result
-            while left > 0, let piece = cursor.piece() {
-                let count = min(left, piece.count)
-                cursor.advance(count)
-                left &-= count
-            }
+            cursor.skip(result)
         }
         return result
+    }
+
+    /// Receives from the kernel into what is left of a message, at most `bound` bytes.
+    private static func receiveRest(_ fd: Int32, _ cursor: MessageCursor, _ flags: Int32, _ bound: Int) -> Int {
+        var cursor = cursor
+        var vectors = InlineArray<64, iovec>(repeating: iovec())
+        var count = 0
+        var room = bound
+        while count < 64, room > 0, let piece = cursor.piece() {
+            let length = min(piece.count, room)
+            vectors[count] = iovec(iov_base: piece.start, iov_len: length)
+            count &+= 1
+            room &-= length
+            cursor.advance(piece.count)
+        }
+        return withUnsafeMutablePointer(to: &vectors) {
+            var rest = msghdr()
+            rest.msg_iov = UnsafeMutableRawPointer($0).assumingMemoryBound(to: iovec.self)
+            rest.msg_iovlen = count
+            return ss_sys_recvmsg(fd, &rest, flags)
+        }
     }
 
     /// Bytes copied out of the ring, 0 when it is empty, -EFAULT when the program's buffer is bad (nothing is consumed), or

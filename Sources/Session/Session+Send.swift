@@ -11,9 +11,7 @@ extension Session {
         var cursor = MessageCursor(message)
         let total = cursor.total(message)
         if total < 0 { return total }
-        if total == 0 || flags & Int32(MSG_OOB) != 0 {
-            return total > 0 ? sendUrgent(fd, message, flags) : ss_sys_sendmsg(fd, message, flags)
-        }
+        if total == 0 { return ss_sys_sendmsg(fd, message, flags) }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
         let generation = slot.generation.loadRelaxed()
         var wait = WaitState()
@@ -110,12 +108,18 @@ extension Session {
     /// Bytes taken, or -errno; -EAGAIN: no room now.
     private func trySend(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         if companionIsLost || has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+        if flags & Int32(MSG_OOB) != 0 {
+            // Urgent data, and what follows, go over TCP: its mark is a place in the kernel's stream (WSD-T6).
+            slot.flags.setBits(Slot.Flags.tcpOnly)
+            slot.reason.store(Reason.urgentData.rawValue)
+        }
         guard changeCarrierIfAsked(fd) else {
             breakOff(.protocolViolation)
             return -Int(ECONNRESET)
         }
         if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
         if hasBacklog, let refused = sendBacklogFirst(flags) { return refused }
+        if flags & Int32(MSG_OOB) != 0, !sendsOnTCP, !sendNeedsTCP { return -Int(EAGAIN) }
         if sendsOnTCP { return sendOnTCP(fd, message, &cursor, flags) }
         lookAfterPeer(fd)
         if sendNeedsTCP { return sendOnTCP(fd, message, &cursor, flags) }
@@ -207,28 +211,8 @@ extension Session {
         }
         if result > 0 {
             slot.tcpBytesSent.count(UInt64(result))
-            var left = result
-            while left > 0, let piece = cursor.piece() {
-                let count = min(left, piece.count)
-                cursor.advance(count)
-                left &-= count
-            }
+            cursor.skip(result)
         }
-        return result
-    }
-
-    /// Urgent data goes over TCP: the direction is cut back to it, and stays there (WSD-T6).
-    private func sendUrgent(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int {
-        if slot.sendLock.lock() == .ownedByThisThread { return -Int(EAGAIN) }
-        defer { slot.sendLock.unlock() }
-        if isUp {
-            slot.flags.setBits(Slot.Flags.tcpOnly)
-            slot.reason.store(Reason.urgentData.rawValue)
-            if !sendsOnTCP, !cutToTCP() { return -Int(EAGAIN) }
-            if hasBacklog, let refused = sendBacklogFirst(flags) { return refused }
-        }
-        let result = ss_sys_sendmsg(fd, message, flags)
-        if result > 0 { slot.tcpBytesSent.count(UInt64(result)) }
         return result
     }
 

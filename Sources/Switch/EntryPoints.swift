@@ -153,12 +153,21 @@ private func enterPlain(_ counter: Word, _ slot: Slot) -> Bool {
     return false
 }
 
+/// Before urgent data are sent on a plain socket: an urgent mark in the peer's queue falsifies the kernel's figures by which
+/// a carrier is changed, so there will be no companion (WSD-T6).
+@inline(never)
+private func keepUrgentOnTCP(_ index: Int) {
+    keepOnTCP(index, .urgentData)
+    giveCompanionUp(index)
+}
+
 /// write, send, sendto without an address.
 package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_sendto(fd, buffer, count, flags) } }
     let session = sessionOf(index)
     if !session.isDual {
         if enterPlain(session.slot.plainWriters, session.slot) {
+            if flags & Int32(MSG_OOB) != 0 { keepUrgentOnTCP(index) }
             let result = ss_sys_sendto(fd, buffer, count, flags)
             session.slot.plainWriters.subtract(1)
             noteSent(fd, index, session.slot, result)
@@ -191,6 +200,7 @@ package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ 
     let session = sessionOf(index)
     if !session.isDual {
         if enterPlain(session.slot.plainWriters, session.slot) {
+            if flags & Int32(MSG_OOB) != 0 { keepUrgentOnTCP(index) }
             let result = ss_sys_sendmsg(fd, message, flags)
             session.slot.plainWriters.subtract(1)
             noteSent(fd, index, session.slot, result)
@@ -304,6 +314,9 @@ package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMut
     let session = sessionOf(index)
     // The kernel goes first: it knows whether the program may have the answer at that address.
     let result = ss_sys_ioctl(fd, request, argument)
+    if result == 0, request == 0x8905 /* SIOCATMARK */, session.isDual, let argument, !session.isReadUpToTCP {
+        argument.storeBytes(of: 0, as: Int32.self)
+    }
     if result == 0, request == ss_fionread, session.isDual, let argument {
         let queued = session.queuedBytes(fd)
         if queued < 0 { return queued }

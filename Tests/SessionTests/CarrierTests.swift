@@ -93,6 +93,34 @@ extension SessionTests {
             }
         }
 
+        @Test("One receive, and one look ahead, go on over both cuts that may be outstanding", arguments: ProviderUnderTest.allCases)
+        func receiveOverCuts(_ provider: ProviderUnderTest) throws {
+            try withPair(provider) { pair in
+                let buffer = Buffer(100)
+                #expect(say(pair.a, "ring ") == 5)
+                #expect(pair.sendOverTCP(pair.a, "tcp", 3) == 3)
+                #expect(pair.b.receive(buffer.bytes, 100, Int(MSG_PEEK)) == 8)
+                #expect(memcmp(buffer.bytes, "ring tcp", 8) == 0)
+                #expect(pair.b.receive(buffer.bytes, pieces: [1, 2, 1, 90]) == 8)
+                #expect(memcmp(buffer.bytes, "ring tcp", 8) == 0)
+            }
+            try withPair(provider, onCompanion: false) { pair in
+                let (a, b) = (pair.a, pair.b)
+                let buffer = Buffer(1 << 16)
+                b.session.maintain(b.fd)
+                var sent = 0
+                while a.session.sendsOnTCP {
+                    #expect(say(a, ".") == 1)
+                    sent += 1
+                }
+                // The last of them went into the ring.
+                #expect(pair.sendOverTCP(a, "tcp", 3) == 3)
+                #expect(b.receive(buffer.bytes, pieces: [1, 1, 1 << 15], Int(MSG_PEEK)) >= sent)
+                #expect(b.receive(buffer.bytes, pieces: [1, 1, 1 << 15]) == sent + 3)
+                #expect(memcmp(buffer.bytes + sent, "tcp", 3) == 0)
+            }
+        }
+
         @Test("Data in the ring, then the end of the stream; the other direction goes on", arguments: ProviderUnderTest.allCases)
         func halfClose(_ provider: ProviderUnderTest) throws {
             try withPair(provider) { pair in
