@@ -189,10 +189,13 @@ extension Session {
         if result < 0 { return result }
         if local.cutCount.load() != made { return Session.again }
         if queued > 0 { return receiveFromTCP(fd, message, &cursor, flags, bound: Int(queued)) }
-        // At an urgent mark SIOCINQ is 0, and there may be bytes behind it.
-        let peeked = peekTCP(fd, all: true)
-        if local.cutCount.load() != made { return Session.again }
-        if peeked > 0 { return receiveFromTCP(fd, message, &cursor, flags, bound: peeked) }
+        // At an urgent mark SIOCINQ is 0, and only a receive goes past it. Who has sent urgent data cuts no more.
+        var atMark: Int32 = 0
+        if ss_sys_ioctl(fd, Session.atMarkRequest, &atMark) == 0, atMark != 0 {
+            return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
+        }
+        let peeked = peekTCP(fd)
+        if peeked > 0 || local.cutCount.load() != made { return Session.again }
         return peeked == -Int(EAGAIN) ? peeked : endOfStream(peeked)
     }
 
@@ -243,13 +246,14 @@ extension Session {
 
     var lastEndCheck: Word { word(Connection.Offsets.lastEndCheck) }
 
-    /// > 0: TCP has bytes (with `all`: so many). 0: FIN. -EAGAIN: nothing. Else the end, with an error that the kernel tells
-    /// only once; a reset is remembered, since there may be bytes to read before it.
-    private func peekTCP(_ fd: Int32, all: Bool = false) -> Int {
+    /// SIOCATMARK.
+    package static var atMarkRequest: UInt { 0x8905 }
+
+    /// > 0: TCP has bytes. 0: FIN. -EAGAIN: nothing. Else the end, with an error that the kernel tells only once; a reset is
+    /// remembered, since there may be bytes to read before it.
+    private func peekTCP(_ fd: Int32) -> Int {
         var byte: UInt8 = 0
-        let result = all
-            ? ss_sys_recvfrom(fd, nil, Int(Window.maximumRingBytes), Int32(MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT))
-            : ss_sys_recvfrom(fd, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT))
+        let result = ss_sys_recvfrom(fd, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT))
         if result == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen | Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
         return result
     }

@@ -314,7 +314,7 @@ package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMut
     let session = sessionOf(index)
     // The kernel goes first: it knows whether the program may have the answer at that address.
     let result = ss_sys_ioctl(fd, request, argument)
-    if result == 0, request == 0x8905 /* SIOCATMARK */, session.isDual, let argument, !session.isReadUpToTCP {
+    if result == 0, request == Session.atMarkRequest, session.isDual, let argument, !session.isReadUpToTCP {
         argument.storeBytes(of: 0, as: Int32.self)
     }
     if result == 0, request == ss_fionread, session.isDual, let argument {

@@ -58,6 +58,21 @@ extension SessionTests {
             }
         }
 
+        @Test("A receive that finds nothing behind the mark goes past it, as the kernel's does", arguments: ProviderUnderTest.allCases)
+        func passesTheMark(_ provider: ProviderUnderTest) throws {
+            try withPair(provider) { pair in
+                #expect(say(pair.a, "one!", Int(MSG_OOB)) == 4)
+                awaitUrgent(pair.b)
+                #expect(hear(pair.b, 3) == "one")
+                let byte = Buffer(1)
+                #expect(pair.b.receive(byte.bytes, 1, Int(MSG_DONTWAIT)) == -Int(EAGAIN))
+                var entry = pollfd(fd: pair.b.fd, events: Int16(POLLPRI), revents: 0)
+                #expect(ss_sys_ppoll(&entry, 1, [timespec()], nil) == 0)
+                #expect(say(pair.a, "two") == 3)
+                #expect(hear(pair.b, 3) == "two")
+            }
+        }
+
         @Test("While cuts are not acknowledged, and TCP is full, a blocking sender waits", arguments: ProviderUnderTest.allCases)
         func blocks(_ provider: ProviderUnderTest) throws {
             try withPair(provider, onCompanion: false) { pair in
