@@ -2,6 +2,7 @@
 # make test   all tests (short forms)
 # make build  the product, staged in out/: bin/sockswitch, bin/sockswitchd, lib/libsockswitch.so
 # make compatibility  the program matrix: installs the programs, writes Documentation/Compatibility.md (minutes)
+# make conformance   other people's test suites, natively and under the switch, compared test by test (half an hour)
 # make bench  the figures, beside TCP and Unix sockets (minutes)
 # make deps   installs the Debian packages that are missing
 # Every target may be run again; each installs what it misses.
@@ -11,7 +12,7 @@ PYTHON ?= python3
 SWIFT ?= swift
 RELEASE := .build/release
 
-.PHONY: all demo test build bench deps unit-test thread-test end-to-end guests rules compatibility clean
+.PHONY: all demo test build bench deps unit-test thread-test end-to-end guests rules compatibility conformance conformance-short clean
 
 all: build
 
@@ -32,7 +33,7 @@ build: deps
 demo: build
 	@out/bin/sockswitch demo
 
-test: build unit-test thread-test end-to-end guests rules
+test: build unit-test thread-test end-to-end guests conformance-short rules
 	@echo "== all tests passed"
 
 unit-test: deps
@@ -52,6 +53,15 @@ guests: build
 	@echo "== ordinary programs with the library loaded"
 	$(PYTHON) Tests/GoodGuest/run.py --preload $(CURDIR)/out/lib/libsockswitch.so
 	$(PYTHON) Tests/GoodGuest/run.py --preload $(CURDIR)/out/lib/libsockswitch.so --wrapper '$(CURDIR)/out/bin/sockswitch run --'
+
+conformance: build
+	@bash Scripts/install-deps.sh conformance
+	@echo "== other people's suites, natively and under the switch"
+	$(PYTHON) Tests/Conformance/run.py --rounds $${CONFORMANCE_ROUNDS:-1}
+
+conformance-short: build
+	@echo "== other people's suites, natively and under the switch (short form)"
+	$(PYTHON) Tests/Conformance/run.py --short
 
 rules:
 	@if [ -x Scripts/check-rules.sh ]; then bash Scripts/check-rules.sh; fi

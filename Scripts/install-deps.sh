@@ -3,15 +3,17 @@
 #
 #     install-deps.sh                   what `make test` and `make demo` need
 #     install-deps.sh compatibility     and the programs of `make compatibility`
+#     install-deps.sh conformance       and what `make conformance` builds suites with
 set -euo pipefail
 
 packages=(
     build-essential git python3 procps iproute2 util-linux binutils curl
     redis-server redis-tools nginx-light memcached libmemcached-tools iperf3 wrk
-    strace nodejs default-jdk-headless
+    strace nodejs default-jdk-headless libpython3.11-testsuite
 )
 case ${1:-} in
 "") ;;
+conformance) packages+=(dpkg-dev python3-venv python3-dev tcl pkg-config automake autoconf libtool libssl-dev) ;;
 compatibility)
     packages+=(
         apache2-utils golang-go gunicorn haproxy mosquitto mosquitto-clients openssh-client openssh-server openssl

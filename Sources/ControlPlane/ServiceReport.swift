@@ -40,6 +40,9 @@ package struct ServiceStatus: Codable, Sendable, Equatable {
         package var withdrawn: UInt64 = 0
         /// Clients that broke the protocol and were disconnected.
         package var dismissed: UInt64 = 0
+        /// Bytes that sockets of switched programs, living and gone, sent and received over companions.
+        package var companionSent: UInt64 = 0
+        package var companionReceived: UInt64 = 0
 
         package init() {}
     }

@@ -51,9 +51,19 @@ extension Service {
     }
 
     package var status: ServiceStatus {
-        ServiceStatus(
+        var totals = totals
+        for arena in arenas.values { totals.add(arena.arena.companionBytes) }
+        return ServiceStatus(
             version: Version.text, pid: Int32(ss_sys_getpid()), socket: configuration.path, ephemeral: configuration.isEphemeral,
             switchedOff: isSwitchedOff, uptimeSeconds: (now - started) / 1000, clients: clients.count, families: arenas.count,
             listeners: listeners.count, pairs: pairs.count, announcements: announcements.count, totals: totals)
+    }
+}
+
+extension ServiceStatus.Totals {
+    /// What a family says of itself; it may be nonsense.
+    mutating func add(_ bytes: (sent: UInt64, received: UInt64)) {
+        companionSent &+= bytes.sent
+        companionReceived &+= bytes.received
     }
 }

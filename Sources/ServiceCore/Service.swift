@@ -178,6 +178,7 @@ package final class Service {
     }
 
     private func forget(_ arena: SharedArena) {
+        totals.add(arena.arena.companionBytes)
         arenas[arena.identity] = nil
         pairs.removeAll { pair in pair.ends.contains { $0.arena === arena } }
         if clients.isEmpty, orphans.isEmpty { emptySince = now }

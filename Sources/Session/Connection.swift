@@ -81,6 +81,8 @@ package struct Connection {
     package var isPending = false
     package var nextPending: Int32 = 0
     package var options = RecordedOptions()
+    /// `--upgrade eager`: announced, and the first data call, which waits for the companion, has not come yet.
+    package var waitsForCompanion = false
 
     /// The exchange of WSD-N4: the peer's message and the operation that receives it.
     package var helloReceive = WSAOVERLAPPED()

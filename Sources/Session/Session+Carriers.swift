@@ -113,6 +113,13 @@ extension Session {
         return true
     }
 
+    /// The session is up and the peer wants to receive over the companion.
+    package var isInvited: Bool {
+        guard isDual, enterWatch() else { return false }
+        defer { leaveWatch(0) }
+        return local.invitation.load() == Invitation.toCompanion
+    }
+
     // MARK: Wait calls
 
     /// What a wait call does for a socket that neither reads nor writes now: follow the peer's cuts, invite, and (an idle

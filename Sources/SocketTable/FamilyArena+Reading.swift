@@ -19,6 +19,16 @@ extension FamilyArena {
         return (0..<count).filter { process($0).state.load() == ProcessEntry.live }
     }
 
+    /// Bytes that the family's sockets, living and closed, sent and received over companions.
+    package var companionBytes: (sent: UInt64, received: UInt64) {
+        var sum = (sent: retiredSent.load(), received: retiredReceived.load())
+        for index in 1..<max(1, usedSlotCount) where slot(index).kind.load() != Slot.Kind.free {
+            sum.sent &+= slot(index).sendPosition.load()
+            sum.received &+= slot(index).receivePosition.load()
+        }
+        return sum
+    }
+
     /// The slots that process entry `process` holds.
     package func slotsHeld(by process: Int) -> [Int] {
         var slots: [Int] = []

@@ -40,6 +40,9 @@ package struct FamilyArena {
     @inline(__always) package var highWater: Word { Word(base, 128) }
     @inline(__always) var nextFree: Word { Word(base, 192) }
     @inline(__always) var processHighWater: Word { Word(base, 200) }
+    /// Bytes that sockets which are closed by now sent and received over companions, for statistics.
+    @inline(__always) package var retiredSent: Word { Word(base, 256) }
+    @inline(__always) package var retiredReceived: Word { Word(base, 264) }
 
     /// Prepares fresh zeroed memory.
     package func initialize() {
@@ -220,6 +223,12 @@ package struct FamilyArena {
     private func dropHolder(_ index: Int) -> Bool {
         let slot = slot(index)
         guard slot.holders.subtract(1) == 0 else { return false }
+        let sent = slot.sendPosition.loadRelaxed()
+        let received = slot.receivePosition.loadRelaxed()
+        if sent | received != 0 {  // a connection that never moved does not touch the shared line
+            retiredSent.add(sent)
+            retiredReceived.add(received)
+        }
         slot.clear()
         if UInt64(index) < nextFree.loadRelaxed() { nextFree.storeRelaxed(UInt64(index)) }
         slot.kind.store(Slot.Kind.free)

@@ -201,7 +201,7 @@ private func announce(_ fd: Int32, _ index: Int) {
         return
     }
     let accepted = slot.kind.load() == Slot.Kind.accepted
-    if isRefused(slot.peerAddress, wholeHost: accepted, now) {
+    if !privateState.pointee.eager, isRefused(slot.peerAddress, wholeHost: accepted, now) {
         slot.reason.store(Reason.peerNotSwitched.rawValue)
         slot.nextAttempt.store(now &+ 100_000_000)
         return
@@ -425,6 +425,7 @@ private func putIntoService(_ index: Int) {
     session.slot.reason.store(Reason.notInvited.rawValue)
     session.slot.mode.storeSequential(Slot.Mode.dual)
     readinessKick(index)
+    inviteEagerly(index)
 }
 
 // MARK: Accepting (WSD-L2, L4)

@@ -53,6 +53,7 @@ package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: 
     if session.isDual || session.connection.pointee.companionPhase > CompanionPhase.bound { return result }
     guard session.slot.peerAddress.set(address, length: Int(length)) else { return result }
     chooseCarrier(fd, index)
+    announceEagerly(fd, index)
     return result
 }
 
@@ -92,6 +93,7 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     if !hasListeningCompanion(listener) {
         keepOnTCP(index, Reason(rawValue: listening.slot.reason.load()) ?? .noProvider)
     }
+    announceEagerly(new, index)
     return accepted
 }
 
@@ -165,7 +167,7 @@ private func keepUrgentOnTCP(_ index: Int) {
 package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_sendto(fd, buffer, count, flags) } }
     let session = sessionOf(index)
-    if !session.isDual {
+    if !session.isDual, !movesEagerly(fd, index) {
         if enterPlain(session.slot.plainWriters, session.slot) {
             if flags & Int32(MSG_OOB) != 0 { keepUrgentOnTCP(index) }
             let result = ss_sys_sendto(fd, buffer, count, flags)
@@ -183,7 +185,7 @@ package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, 
 package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_recvfrom(fd, buffer, count, flags) } }
     let session = sessionOf(index)
-    if !session.isDual {
+    if !session.isDual, !movesEagerly(fd, index) {
         if enterPlain(session.slot.plainReaders, session.slot) {
             let result = ss_sys_recvfrom(fd, buffer, count, flags)
             session.slot.plainReaders.subtract(1)
@@ -198,7 +200,7 @@ package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ co
 package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_sendmsg(fd, message, flags) } }
     let session = sessionOf(index)
-    if !session.isDual {
+    if !session.isDual, !movesEagerly(fd, index) {
         if enterPlain(session.slot.plainWriters, session.slot) {
             if flags & Int32(MSG_OOB) != 0 { keepUrgentOnTCP(index) }
             let result = ss_sys_sendmsg(fd, message, flags)
@@ -216,7 +218,7 @@ package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ 
 package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_recvmsg(fd, message, flags) } }
     let session = sessionOf(index)
-    if !session.isDual {
+    if !session.isDual, !movesEagerly(fd, index) {
         if enterPlain(session.slot.plainReaders, session.slot) {
             let result = ss_sys_recvmsg(fd, message, flags)
             session.slot.plainReaders.subtract(1)
@@ -230,7 +232,7 @@ package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<m
 package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
     guard let index = socketIndex(out) else { return ownOr(out) { ss_sys_sendfile(out, input, offset, count) } }
     let session = sessionOf(index)
-    if !session.isDual {
+    if !session.isDual, !movesEagerly(out, index) {
         if enterPlain(session.slot.plainWriters, session.slot) {
             let result = ss_sys_sendfile(out, input, offset, count)
             session.slot.plainWriters.subtract(1)
@@ -270,7 +272,10 @@ package func switchShutdown(_ fd: Int32, _ how: Int32) -> Int {
 // is the kernel's socket, and nothing of the companion shows (WSD-C12).
 
 package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?) -> Int {
-    ownOr(fd) { baseGetOption(fd, level, name, value, length) }
+    let result = ownOr(fd) { baseGetOption(fd, level, name, value, length) }
+    // What a program asks when its non-blocking connect has come to an end.
+    if level == SOL_SOCKET, name == SO_ERROR, result == 0, let index = socketIndex(fd) { announceEagerly(fd, index) }
+    return result
 }
 
 package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Int {

@@ -81,6 +81,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.isPending = false
     record.pointee.nextPending = 0
     record.pointee.options.clear()
+    record.pointee.waitsForCompanion = false
 }
 
 /// Whether any descriptor can be the switch's at all.

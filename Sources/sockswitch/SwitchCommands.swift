@@ -21,6 +21,7 @@ struct Status: ParsableCommand {
             switched       \(status.switchedOff ? "off: every connection is on TCP" : "on")
             clients        \(status.clients) in \(status.families) process famil\(status.families == 1 ? "y" : "ies"), listening on \(status.listeners) address\(status.listeners == 1 ? "" : "es")
             pairs          \(status.pairs) now, \(status.totals.paired) made
+            bytes          \(status.totals.companionSent) sent, \(status.totals.companionReceived) received over companions
             announcements  \(status.announcements) waiting, \(status.totals.announced) in all, \(status.totals.refused) refused, \(status.totals.withdrawn) withdrawn
             dismissed      \(status.totals.dismissed) client\(status.totals.dismissed == 1 ? "" : "s") for breaking the protocol
             """)

@@ -78,6 +78,29 @@ import Testing
         #expect(now.sockets[0].reason == "none" && now.sockets[0].receiveCarrier == .companion)
     }
 
+    @Test("The totals keep the bytes of closed sockets and of families that are gone")
+    func companionTotals() throws {
+        let test = try ServiceUnderTest()
+        func totals() -> [UInt64] { [test.service.status.totals.companionSent, test.service.status.totals.companionReceived] }
+        var client: TestClient? = try test.connectSwitched()
+        let arena = client!.arena.arena
+        let process = client!.arena.process
+        for bytes in [1, 10] {
+            let index = arena.allocateSlot(process: process)
+            arena.slot(index).kind.store(Slot.Kind.connected)
+            arena.slot(index).sendPosition.store(UInt64(bytes))
+            arena.slot(index).receivePosition.store(UInt64(bytes) * 100)
+            #expect(totals() == (bytes == 1 ? [1, 100] : [11, 1100]))
+            if bytes == 1 { #expect(arena.release(index, process: process)) }
+            #expect(totals() == (bytes == 1 ? [1, 100] : [11, 1100]))
+        }
+        arena.process(process).pid.store(0x7FFF_FFFF)  // nobody lives in it
+        client = nil
+        test.settle()
+        test.service.collectGarbage()
+        #expect(test.service.status.families == 0 && totals() == [11, 1100])
+    }
+
     @Test("A long answer comes whole, in pieces")
     func longAnswer() throws {
         let test = try ServiceUnderTest()

@@ -29,6 +29,24 @@ private func letBackOffPass(_ scene: Scene, _ fd: Int32) {
         }
     }
 
+    @Test("Eager: announced when they are made; one byte at most goes over TCP", arguments: [false, true])
+    func eager(isNonBlocking: Bool) async {
+        await #expect(processExitsWith: .success) { [isNonBlocking] in
+            Scene.begin()
+            privateState.pointee.eager = true
+            let scene = try Scene(clientIsNonBlocking: isNonBlocking)
+            expect(Scene.recorder.count("WSPConnect"), is: 1)
+            expect(Scene.recorder.count("SIO_SOCKSWITCH_OFFER"), is: 1)
+            expect(scene.talk(20))
+            expect(scene.isFullyOnCompanion)
+            // This provider tells the server of the hello only in the server's own call, behind the first byte.
+            expect(scene.slot(scene.client).tcpBytesSent.load() <= 1)
+            expect(scene.slot(scene.server).tcpBytesSent.load(), is: 0)
+            scene.close()
+            expect(Scene.recorder.violations, is: [])
+        }
+    }
+
     @Test("WSD-N2: a connect that is done at once")
     func connectAtOnce() async {
         await #expect(processExitsWith: .success) {

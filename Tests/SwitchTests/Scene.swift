@@ -27,7 +27,7 @@ final class Scene {
     /// Options as (level, name, value) that are set before bind on the listener and before connect on the client.
     init(
         _ address: String = "127.0.0.1", connectTo: String? = nil, listenerOptions: [(Int32, Int32, Int32)] = [],
-        clientOptions: [(Int32, Int32, Int32)] = [], afterListen: () -> Void = {}
+        clientOptions: [(Int32, Int32, Int32)] = [], clientIsNonBlocking: Bool = false, afterListen: () -> Void = {}
     ) throws {
         listenName = SocketName(address, 0)
         let stream = Int32(SOCK_STREAM.rawValue)
@@ -43,7 +43,12 @@ final class Scene {
         client = Int32(switchSocket(target.family, stream, 0))
         try #require(client >= 0)
         for option in clientOptions { Scene.set(client, option) }
-        expect(target.withBytes { switchConnect(client, $0, $1) }, is: 0)
+        if clientIsNonBlocking {
+            expect(switchFileControl(client, F_SETFL, Int(O_NONBLOCK)), is: 0)
+            expect(target.withBytes { switchConnect(client, $0, $1) }, is: -Int(EINPROGRESS))
+        } else {
+            expect(target.withBytes { switchConnect(client, $0, $1) }, is: 0)
+        }
         server = Int32(switchAccept(listener, nil, nil, 0))
         try #require(server >= 0)
     }
