@@ -16,7 +16,7 @@ case ${1:-} in
 conformance) packages+=(dpkg-dev python3-venv python3-dev tcl pkg-config automake autoconf libtool libssl-dev) ;;
 compatibility)
     packages+=(
-        apache2-utils golang-go gunicorn haproxy mosquitto mosquitto-clients openssh-client openssh-server openssl
+        apache2-utils golang-go gunicorn haproxy mariadb-client mariadb-server mosquitto mosquitto-clients openssh-client openssh-server openssl
         postgresql rsync socat stunnel4 uvicorn wget
     )
     ;;

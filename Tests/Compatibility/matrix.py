@@ -5,7 +5,9 @@ once more under the switch; the answers must be the same, and `sockswitch ps` mu
 """
 import collections
 import functools
+import itertools
 import os
+import random
 import sys
 import threading
 import time
@@ -135,6 +137,36 @@ class Watch(threading.Thread):
         return "\n".join(lines[:30])
 
 
+class Toggle(threading.Thread):
+    """Switches everything off and on again, in pauses that differ, until it is stopped; ends with on."""
+
+    def __init__(self, service, seed):
+        super().__init__(daemon=True)
+        self.service = service
+        self.random = random.Random(seed)
+        self.ended = threading.Event()
+        self.count = 0
+
+    def run(self):
+        connection, words = None, itertools.cycle(("off", "on"))
+        while not self.ended.is_set() or self.count % 2:
+            try:
+                connection = connection or ServiceConnection(self.service)
+                connection.ask(next(words))
+                self.count += 1
+            except (OSError, AssertionError):
+                if self.ended.is_set():
+                    break
+                connection, words = None, itertools.cycle(("off", "on"))
+            time.sleep(self.random.uniform(0.0, 0.05))
+        if connection:
+            connection.close()
+
+    def stop(self):
+        self.ended.set()
+        self.join(30)
+
+
 class ProgramCase(Case):
     """Tests of one program. Subclasses say `program`, the Debian `packages` whose version the document shows, or `version`."""
 
@@ -146,7 +178,8 @@ class ProgramCase(Case):
 
     def setUp(self):
         super().setUp()
-        self.service_open_to_all = False
+        if settings.stress:
+            self.run_options = ["--upgrade", "eager"]
 
     def compare(self, workload, ends, carrier, reason, share):
         wanted = self.attempt(workload, NONE)
@@ -155,12 +188,21 @@ class ProgramCase(Case):
             return
         self.watch = Watch(self.service)
         self.watch.start()
+        toggle = Toggle(self.service, settings.seed) if settings.stress == "toggle" else None
+        if toggle:
+            toggle.start()
         try:
             got = self.attempt(workload, ends)
         finally:
+            if toggle:
+                toggle.stop()
             self.watch.stop()
         self.assertEqual(got, wanted, "the results differ from those on TCP")
-        self.check_carrier(carrier, reason, share)
+        if settings.stress:
+            companion, tcp = self.watch.bytes()
+            note(f"{companion} bytes over companions, {tcp} over TCP" + (f", {toggle.count} times off or on" if toggle else ""))
+        else:
+            self.check_carrier(carrier, reason, share)
 
     def attempt(self, workload, ends):
         """One run, in a directory of its own, with nothing left afterwards."""

@@ -1,4 +1,4 @@
-"""PostgreSQL and mosquitto, and redis with replication."""
+"""Databases and brokers: PostgreSQL, MariaDB, redis with replication, mosquitto."""
 import glob
 import hashlib
 import os
@@ -150,6 +150,54 @@ class PostgreSQL(ProgramCase):
         result = self.bench("-c", "2", "-t", "400")
         self.stop()
         return result
+
+
+class MariaDB(ProgramCase):
+    program = "MariaDB"
+    packages = ("mariadb-server",)
+
+    @classmethod
+    def setUpClass(cls):
+        cls.template_directory = tempfile.mkdtemp(prefix="sockswitch-mariadb-")
+        cls.template = os.path.join(cls.template_directory, "data")
+        subprocess.run([find_program("mariadb-install-db"), "--no-defaults", f"--datadir={cls.template}", *cls.as_user(),
+                        "--auth-root-authentication-method=normal", "--skip-test-db", "--innodb-log-file-size=10M"], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.template_directory, ignore_errors=True)
+
+    @staticmethod
+    def as_user():
+        return ["--user=root"] if os.geteuid() == 0 else []
+
+    def talk(self):
+        self.port = self.new_port()
+        data = self.path("data")
+        shutil.copytree(self.template, data)
+        server = self.server(
+            ["mariadbd", "--no-defaults", f"--datadir={data}", f"--port={self.port}", "--bind-address=127.0.0.1", *self.as_user(),
+             f"--socket={self.path('mariadb.sock')}", f"--pid-file={self.path('pid')}", "--skip-grant-tables",
+             "--max-allowed-packet=64M", "--innodb-log-file-size=10M", "--innodb-flush-log-at-trx-commit=0"], self.port)
+        where = ["--no-defaults", "--host=127.0.0.1", f"--port={self.port}", "--protocol=tcp"]
+        said = self.client(["mariadb", *where, "--batch", "--max-allowed-packet=64M", "-e", """
+            create database trial; use trial;
+            create table numbers (n int primary key, digest char(32)) as select seq as n, md5(seq) as digest from seq_1_to_100000;
+            select * from numbers order by n;
+            select md5(repeat('companion', 2000000)), sum(n) from numbers;"""])
+        self.client(["mariadb-slap", *where, "--concurrency=4", "--number-of-queries=2000", "--auto-generate-sql", "--silent"],
+                    seconds=120)
+        self.end(server, seconds=60)
+        return hashlib.sha256(said.encode()).hexdigest(), len(said)
+
+    @row("a thread a connection; `mariadb`, `mariadb-slap`", COMPANION)
+    def test_threads(self, ends):
+        return self.talk()
+
+    @only_server_switched("a thread a connection")
+    def test_only_server(self, ends):
+        return self.talk()
 
 
 class Redis(ProgramCase):

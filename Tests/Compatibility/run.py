@@ -2,10 +2,13 @@
 """Runs the program matrix: real programs on TCP and under the switch, with a check of their results and of the carriers.
 
     python3 Tests/Compatibility/run.py [--build-dir out/bin] [-k PATTERN]… [--plain] [--seed N] [--list] [--write | --check]
+                                          [--stress eager|toggle]
 
 -k        only tests whose name contains PATTERN (may be repeated)
 --plain   everything without the switch: validates the tests themselves
 --write   writes Documentation/Compatibility.md when every test has passed
+--stress  eager: connections move at their first byte; toggle: and everything is switched off and on all the time. The results
+          must be the same; carriers are not those of the rows.
 --check   runs nothing; compares the document's rows with the programs here and with calls.tsv
 """
 import argparse
@@ -32,6 +35,7 @@ def main():
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--stress", choices=("eager", "toggle"))
     arguments = parser.parse_args()
 
     every_test = list(flatten(unittest.defaultTestLoader.discover(HERE, "programs_*.py")))
@@ -42,6 +46,7 @@ def main():
     settings = harness.settings
     settings.build_dir = os.path.abspath(arguments.build_dir)
     settings.plain = arguments.plain
+    settings.stress = arguments.stress
     settings.seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1, 1 << 48)
     tests = [test for test in every_test
              if not arguments.k or any(part in harness.short_name(test) for part in arguments.k)]
@@ -52,8 +57,8 @@ def main():
     if not tests:
         print("no test matches", file=sys.stderr)
         return 2
-    if arguments.write and (len(tests) < len(every_test) or settings.plain):
-        print("--write needs a run of everything under the switch", file=sys.stderr)
+    if arguments.write and (len(tests) < len(every_test) or settings.plain or settings.stress):
+        print("--write needs a run of everything in the default policy", file=sys.stderr)
         return 2
     status = run(tests)
     if status == 0 and arguments.write:

@@ -22,6 +22,8 @@ class Settings:
     build_dir = ""
     plain = False
     long = False
+    #: Of the program matrix: None, "eager" or "toggle".
+    stress = None
     seed = 1
     stream_seconds = 5.0
     death_rounds = 20
