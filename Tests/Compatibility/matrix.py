@@ -34,7 +34,7 @@ Row = collections.namedtuple("Row", "program what carrier reason ends test")
 observations = {}
 
 
-def row(what, carrier, reason=None, ends=BOTH, share=0.5):
+def row(what, carrier, reason=None, ends=BOTH, share=0.25):
     """Makes a workload a test and a row of the document.
 
     `reason` is the one (or one of those) that `ps` gives for a socket on TCP. `share` is the part of the bytes of all connections, from the first
@@ -78,6 +78,7 @@ class Watch(threading.Thread):
         self.seen = {}
         self.moved_back = {}
         self.reasons = set()
+        self.leaks = []
         #: What each connection went through, as far as it was seen.
         self.history = collections.defaultdict(list)
 
@@ -115,6 +116,8 @@ class Watch(threading.Thread):
             before = self.seen.get(key)
             if before and self.on_companion(before) and not self.on_companion(entry):
                 self.moved_back[key] = entry["reason"]
+            if before:
+                self.look_for_leaks(key, before, entry)
             self.seen[key] = entry
             history = self.history[key]
             state = f"{entry['sendCarrier']}/{entry['receiveCarrier']} {entry['reason']}"
@@ -122,6 +125,14 @@ class Watch(threading.Thread):
                 history.append(state)
             if not self.on_companion(entry):
                 self.reasons.add(entry["reason"])
+
+    def look_for_leaks(self, key, before, entry):
+        """While a direction is on the companion nothing of it goes over TCP."""
+        if before["carrierChanges"] != entry["carrierChanges"]:
+            return
+        for carrier, count in (("sendCarrier", "tcpSent"), ("receiveCarrier", "tcpReceived")):
+            if entry[carrier] == "companion" and entry["bytes"][count] != before["bytes"][count]:
+                self.leaks.append(f"{key} {count}: {before['bytes'][count]}, then {entry['bytes'][count]}")
 
     def bytes(self):
         """(over companions, over TCP) of all connections, as of the last time that each was seen."""
@@ -224,6 +235,7 @@ class ProgramCase(Case):
         if carrier == COMPANION:
             self.assertGreaterEqual(part, share, f"share of the bytes over companions\n{watch.describe()}")
             self.assertFalse(watch.moved_back, watch.describe())
+            self.assertFalse(watch.leaks, f"bytes over TCP while on the companion\n{watch.describe()}")
         elif carrier == STAYS:
             self.assertEqual(companion, 0, f"bytes over companions\n{watch.describe()}")
             self.assertTrue(set(reasons) & watch.reasons, watch.describe())

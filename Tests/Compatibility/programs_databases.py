@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 
 from harness import find_program, settings
-from matrix import COMPANION, ProgramCase, only_server_switched, row
+from matrix import COMPANION, STAYS, ProgramCase, only_server_switched, row
 
 
 def self_signed_certificate(directory):
@@ -172,14 +172,15 @@ class MariaDB(ProgramCase):
     def as_user():
         return ["--user=root"] if os.geteuid() == 0 else []
 
-    def talk(self):
+    def talk(self, *options):
         self.port = self.new_port()
         data = self.path("data")
         shutil.copytree(self.template, data)
         server = self.server(
             ["mariadbd", "--no-defaults", f"--datadir={data}", f"--port={self.port}", "--bind-address=127.0.0.1", *self.as_user(),
              f"--socket={self.path('mariadb.sock')}", f"--pid-file={self.path('pid')}", "--skip-grant-tables",
-             "--max-allowed-packet=64M", "--innodb-log-file-size=10M", "--innodb-flush-log-at-trx-commit=0"], self.port)
+             "--max-allowed-packet=64M", "--innodb-log-file-size=10M", "--innodb-flush-log-at-trx-commit=0", *options],
+            self.port)
         where = ["--no-defaults", "--host=127.0.0.1", f"--port={self.port}", "--protocol=tcp"]
         said = self.client(["mariadb", *where, "--batch", "--max-allowed-packet=64M", "-e", """
             create database trial; use trial;
@@ -191,13 +192,19 @@ class MariaDB(ProgramCase):
         self.end(server, seconds=60)
         return hashlib.sha256(said.encode()).hexdigest(), len(said)
 
-    @row("a thread a connection; `mariadb`, `mariadb-slap`", COMPANION)
+    FILES_WITHOUT_IO_URING = "--innodb-use-native-aio=0"
+
+    @row("a thread a connection; `mariadb`, `mariadb-slap`", STAYS, "ioUring")
     def test_threads(self, ends):
         return self.talk()
 
-    @only_server_switched("a thread a connection")
+    @row(f"`{FILES_WITHOUT_IO_URING}`", COMPANION)
+    def test_threads_without_io_uring(self, ends):
+        return self.talk(self.FILES_WITHOUT_IO_URING)
+
+    @only_server_switched(f"`{FILES_WITHOUT_IO_URING}`")
     def test_only_server(self, ends):
-        return self.talk()
+        return self.talk(self.FILES_WITHOUT_IO_URING)
 
 
 class Redis(ProgramCase):
@@ -286,7 +293,7 @@ class Mosquitto(ProgramCase):
         return sorted(line for line in subscriber.output.splitlines() if line != "first")[:count - 20] and len(
             subscriber.output.splitlines())
 
-    @row("`mosquitto_pub` and `mosquitto_sub`, QoS 0", COMPANION)
+    @row("`mosquitto_pub` and `mosquitto_sub`, QoS 0", COMPANION, share=0.1)
     def test_at_most_once(self, ends):
         return self.exchange("0")
 

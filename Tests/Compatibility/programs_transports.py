@@ -13,7 +13,7 @@ from test_web import file_digest, seeded_file
 SIZE = 32 << 20
 
 
-class Socat(ProgramCase):
+class Socat(WebCase):
     program = "socat"
     packages = ("socat",)
 
@@ -31,27 +31,24 @@ class Socat(ProgramCase):
                     name=f"socat-{port}")
         return port
 
-    @row("`TCP-LISTEN,fork` to `EXEC:cat`: there and back, half-close", COMPANION)
+    @row("`TCP-LISTEN,fork` to `EXEC:cat`: there and back, half-close", STAYS, "sharedBeforeUpgrade")
     def test_echo(self, ends):
         digest = seeded_file(self.path("file"), SIZE, settings.seed)
         port = self.listen("EXEC:cat")
         return self.send(port) == digest, self.send(port) == digest
 
-    @row("a relay of two connections", COMPANION)
+    @row("a relay before nginx, a forked process a connection", COMPANION)
     def test_relay(self, ends):
-        digest = seeded_file(self.path("file"), SIZE, settings.seed)
-        relay = self.listen(f"TCP:127.0.0.1:{self.listen('EXEC:cat')}")
-        return self.send(relay) == digest
+        return self.fetch_all(self.listen(f"TCP:127.0.0.1:{self.start_nginx(ends.client)}"))
 
     @row("`EXEC,nofork`: the socket becomes the standard streams of another program", STAYS, PEER_NOT_SWITCHED)
     def test_exec(self, ends):
         digest = seeded_file(self.path("file"), SIZE, settings.seed)
         return self.send(self.listen("EXEC:cat,nofork")) == digest
 
-    @only_server_switched("`TCP-LISTEN,fork`")
+    @only_server_switched("a relay before nginx")
     def test_only_server(self, ends):
-        digest = seeded_file(self.path("file"), SIZE, settings.seed)
-        return self.send(self.listen("EXEC:cat")) == digest
+        return self.fetch_all(self.listen(f"TCP:127.0.0.1:{self.start_nginx(ends.client)}"))
 
 
 class Stunnel(WebCase):

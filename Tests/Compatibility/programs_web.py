@@ -161,7 +161,7 @@ backend back
         self.start_haproxy(self.start_nginx())
         return self.fetch_all(self.front)
 
-    @row("HTTP to a backend, `option splice-auto`: splices where it may", COMPANION, share=0.3)
+    @row("HTTP to a backend, `option splice-auto`: splices where it may", COMPANION)
     def test_splice(self, ends):
         self.start_haproxy(self.start_nginx(), "splice-auto")
         return self.fetch_all(self.front)
