@@ -49,7 +49,7 @@ def calls(root):
 def reason_text(reason):
     if reason is None:
         return ""
-    return f"`{reason}`" if isinstance(reason, str) else ", then ".join(f"`{part}`" for part in reason)
+    return f"`{reason}`" if isinstance(reason, str) else " or ".join(f"`{part}`" for part in reason)
 
 
 def program_cells(row):

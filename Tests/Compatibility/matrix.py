@@ -79,6 +79,8 @@ class Watch(threading.Thread):
         self.moved_back = {}
         self.reasons = set()
         self.leaks = []
+        #: Bytes over the companion when more came over TCP.
+        self.suspects = {}
         #: What each connection went through, as far as it was seen.
         self.history = collections.defaultdict(list)
 
@@ -127,12 +129,17 @@ class Watch(threading.Thread):
                 self.reasons.add(entry["reason"])
 
     def look_for_leaks(self, key, before, entry):
-        """While a direction is on the companion nothing of it goes over TCP."""
-        if before["carrierChanges"] != entry["carrierChanges"]:
-            return
-        for carrier, count in (("sendCarrier", "tcpSent"), ("receiveCarrier", "tcpReceived")):
-            if entry[carrier] == "companion" and entry["bytes"][count] != before["bytes"][count]:
-                self.leaks.append(f"{key} {count}: {before['bytes'][count]}, then {entry['bytes'][count]}")
+        """While a direction is on the companion nothing of it goes over TCP. What is said when the peer has ended is the
+        kernel's, and nothing follows it: so a leak is what is followed by bytes on the companion."""
+        for carrier, direction in (("sendCarrier", "Sent"), ("receiveCarrier", "Received")):
+            tcp, companion = entry["bytes"]["tcp" + direction], entry["bytes"]["companion" + direction]
+            suspect = self.suspects.get((key, direction))
+            if before["carrierChanges"] != entry["carrierChanges"]:
+                self.suspects.pop((key, direction), None)
+            elif suspect is not None and companion > suspect:
+                self.leaks.append(f"{key} {direction}: {before} {entry}")
+            elif entry[carrier] == "companion" and tcp != before["bytes"]["tcp" + direction]:
+                self.suspects[key, direction] = companion
 
     def bytes(self):
         """(over companions, over TCP) of all connections, as of the last time that each was seen."""
@@ -231,6 +238,8 @@ class ProgramCase(Case):
         companion, tcp = watch.bytes()
         part = companion / (companion + tcp) if companion + tcp else 0.0
         reasons = (reason,) if isinstance(reason, str) else reason
+        if carrier == STAYS:
+            note(f"reasons {sorted(watch.reasons)}")
         note(f"{len(watch.seen)} ends, {part:.1%} over companions")
         if carrier == COMPANION:
             self.assertGreaterEqual(part, share, f"share of the bytes over companions\n{watch.describe()}")

@@ -120,7 +120,7 @@ class Uvicorn(PythonServer):
         self.start_uvicorn()
         return self.exchange(self.port)
 
-    @row("two workers, spawned: what they accept on the inherited listener", STAYS, PEER_NOT_SWITCHED)
+    @row("two workers, spawned: what they accept on the inherited listener", COMPANION)
     def test_workers(self, ends):
         self.start_uvicorn("--workers", "2")
         return self.exchange(self.port)

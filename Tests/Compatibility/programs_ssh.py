@@ -2,10 +2,12 @@
 import os
 
 from harness import find_program, settings
-from matrix import COMPANION, PEER_NOT_SWITCHED, SERVER_ONLY, STAYS, ProgramCase, only_server_switched, row
+from matrix import COMPANION, SERVER_ONLY, STAYS, ProgramCase, only_server_switched, row
 from test_web import file_digest, seeded_file
 
 SIZE = 24 << 20
+#: The connection is the standard input of what sshd starts itself as.
+STANDARD_INPUT = ("handedOver", "unsupportedOption")
 
 
 class OpenSSH(ProgramCase):
@@ -48,12 +50,12 @@ class OpenSSH(ProgramCase):
         self.client(["scp", *self.options("-P", str(self.port)), there, self.path("back")])
         return [file_digest(self.path("there")) == digest, file_digest(self.path("back")) == digest]
 
-    @row("`scp` there and back", STAYS, PEER_NOT_SWITCHED)
+    @row("`scp` there and back; sshd starts itself again with the connection as its standard streams", STAYS, STANDARD_INPUT)
     def test_scp(self, ends):
         self.start_sshd()
         return self.copy_both_ways()
 
-    @row("`ssh` with a command: output, standard input, exit status", STAYS, PEER_NOT_SWITCHED)
+    @row("`ssh` with a command: output, standard input, exit status", STAYS, STANDARD_INPUT)
     def test_command(self, ends):
         self.start_sshd()
         command = ["ssh", *self.options("-p", str(self.port)), "127.0.0.1"]
@@ -61,8 +63,7 @@ class OpenSSH(ProgramCase):
         amount = self.client([*command, "head -c 8000000 /dev/zero"])
         return said, len(amount)
 
-    # It is the standard input of what sshd starts itself as.
-    @row("`scp`; only the server switched", STAYS, ("handedOver", "unsupportedOption"), ends=SERVER_ONLY)
+    @row("`scp`; only the server switched", STAYS, STANDARD_INPUT, ends=SERVER_ONLY)
     def test_scp_only_server(self, ends):
         self.start_sshd()
         return self.copy_both_ways()

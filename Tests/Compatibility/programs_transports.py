@@ -5,7 +5,7 @@ import os
 import subprocess
 
 from harness import find_program, settings
-from matrix import COMPANION, PEER_NOT_SWITCHED, STAYS, ProgramCase, only_server_switched, row
+from matrix import COMPANION, STAYS, ProgramCase, only_server_switched, row
 from programs_databases import self_signed_certificate
 from programs_web import WebCase
 from test_web import file_digest, seeded_file
@@ -31,7 +31,7 @@ class Socat(WebCase):
                     name=f"socat-{port}")
         return port
 
-    @row("`TCP-LISTEN,fork` to `EXEC:cat`: there and back, half-close", STAYS, "sharedBeforeUpgrade")
+    @row("`TCP-LISTEN,fork` to `EXEC:cat`: there and back, half-close", COMPANION)
     def test_echo(self, ends):
         digest = seeded_file(self.path("file"), SIZE, settings.seed)
         port = self.listen("EXEC:cat")
@@ -41,7 +41,7 @@ class Socat(WebCase):
     def test_relay(self, ends):
         return self.fetch_all(self.listen(f"TCP:127.0.0.1:{self.start_nginx(ends.client)}"))
 
-    @row("`EXEC,nofork`: the socket becomes the standard streams of another program", STAYS, PEER_NOT_SWITCHED)
+    @row("`EXEC,nofork`: the socket becomes the standard streams of another program", STAYS, "unsupportedOption")
     def test_exec(self, ends):
         digest = seeded_file(self.path("file"), SIZE, settings.seed)
         return self.send(self.listen("EXEC:cat,nofork")) == digest

@@ -13,7 +13,7 @@ LARGE = 48 << 20
 class WebCase(ProgramCase):
     """With nginx as the server, whoever is tested."""
 
-    def start_nginx(self, switched=None, daemon="off", more="", listen=""):
+    def start_nginx(self, switched=None, daemon="off", keeps_environment=False):
         """Serves a small and a large file on a port of its own, which is returned."""
         port = self.new_port()
         root = self.path("www")
@@ -27,9 +27,13 @@ class WebCase(ProgramCase):
         for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
             os.mkdir(os.path.join(prefix, name))
         user = f"user {pwd.getpwuid(os.geteuid()).pw_name};" if os.geteuid() == 0 else ""
+        # nginx clears its environment, but for what it is told to keep.
+        names = ("LD_PRELOAD", "SOCKSWITCH_SERVICE") if keeps_environment else ()
+        environment = "\n".join(f"env {name};" for name in names)
         temporary = "\n".join(f"{name}_temp_path {prefix}/{name};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
         self.configuration = self.write(f"nginx-{port}.conf", f"""
             daemon {daemon};
+            {environment}
             worker_processes 2;
             {user}
             pid {prefix}/nginx.pid;
@@ -41,9 +45,8 @@ class WebCase(ProgramCase):
                 client_body_temp_path {prefix}/body;
                 {temporary}
                 server {{
-                    listen 127.0.0.1:{port} {listen};
+                    listen 127.0.0.1:{port};
                     root {root};
-                    {more}
                 }}
             }}""")
         self.pid_file = os.path.join(prefix, "nginx.pid")
@@ -96,9 +99,9 @@ class Nginx(WebCase):
         self.wait_until(lambda: not set(self.workers(self.master())) & set(old), "the old workers end")
         return before, after, file_digest(self.path("slow")) == self.large
 
-    def upgrade_binary(self):
+    def upgrade_binary(self, keeps_environment):
         # As a daemon only: nginx takes the signal for a mistake as long as the process that started it lives.
-        port = self.start_nginx(daemon="on")
+        port = self.start_nginx(daemon="on", keeps_environment=keeps_environment)
         self.nginx.wait()
         before = self.fetch_all(port)
         old = self.master()
@@ -124,9 +127,13 @@ class Nginx(WebCase):
     def wait_for_end(self, pid):
         self.wait_until(lambda: processes().get(pid, (0, "Z"))[1] == "Z", f"process {pid} ends")
 
-    @row("binary upgrade (USR2, WINCH, QUIT): what the new program accepts on the inherited listener", STAYS, PEER_NOT_SWITCHED)
+    @row("binary upgrade (USR2, WINCH, QUIT): nginx starts the new program without `LD_PRELOAD`", STAYS, PEER_NOT_SWITCHED)
     def test_binary_upgrade(self, ends):
-        return self.upgrade_binary()
+        return self.upgrade_binary(False)
+
+    @row("binary upgrade with `env LD_PRELOAD; env SOCKSWITCH_SERVICE;`: the new program accepts on the inherited listener", COMPANION)
+    def test_binary_upgrade_switched(self, ends):
+        return self.upgrade_binary(True)
 
     @only_server_switched("two workers")
     def test_only_server(self, ends):

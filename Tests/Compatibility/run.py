@@ -66,7 +66,7 @@ def main():
     status = run(tests)
     if settings.plain or settings.stress:
         return status
-    observations = observed(matrix.observations)
+    observations = observed(matrix.observations, {test.id().split(".", 1)[1] for test in tests})
     if arguments.write:
         missing = [row.test for program in programs for row in matrix.rows_of(program) if row.test not in observations]
         if missing:
@@ -76,8 +76,8 @@ def main():
     return status
 
 
-def observed(now):
-    """What was seen now, and in earlier runs of the same library; kept for later ones."""
+def observed(now, tried):
+    """What was seen now, and in earlier runs of the same library by tests that were not tried now; kept for later ones."""
     with open(library(), "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     kept = {"library": digest, "observations": {}}
@@ -86,7 +86,7 @@ def observed(now):
             before = json.load(file)
         if before["library"] == digest:
             kept = before
-    kept["observations"].update(now)
+    kept["observations"] = {name: seen for name, seen in kept["observations"].items() if name not in tried} | now
     os.makedirs(os.path.dirname(KEPT), exist_ok=True)
     with open(KEPT, "w", encoding="utf-8") as file:
         json.dump(kept, file, indent=1)
