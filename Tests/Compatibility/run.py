@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Runs the program matrix: real programs on TCP and under the switch, with a check of their results and of the carriers.
 
-    python3 Tests/Compatibility/run.py [--build-dir out/bin] [-k PATTERN]… [--plain] [--seed N] [--list] [--write | --check]
+    python3 Tests/Compatibility/run.py [--build-dir out/bin] [-k PATTERN]… [--plain] [--seed N] [--list] [--write | --write-calls | --check]
                                           [--stress eager|toggle]
 
 -k        only tests whose name contains PATTERN (may be repeated)
 --plain   everything without the switch: validates the tests themselves
 --write   writes Documentation/Compatibility.md when every test has passed, now or in earlier runs with the same library
+--write-calls
+          runs nothing; writes the document's tables of calls, flags and options, after a change of calls.tsv
 --stress  eager: connections move at their first byte; toggle: and everything is switched off and on all the time. The results
           must be the same; carriers are not those of the rows.
 --check   runs nothing; compares the document's rows with the programs here and with calls.tsv
@@ -37,6 +39,7 @@ def main():
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write-calls", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--stress", choices=("eager", "toggle"))
     arguments = parser.parse_args()
@@ -45,6 +48,10 @@ def main():
     programs = sorted({type(test) for test in every_test}, key=lambda program: program.program.lower())
     if arguments.check:
         return document.check(ROOT, programs)
+
+    if arguments.write_calls:
+        document.write_calls(ROOT)
+        return 0
 
     settings = harness.settings
     settings.build_dir = os.path.abspath(arguments.build_dir)
