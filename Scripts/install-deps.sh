@@ -16,11 +16,11 @@ case ${1:-} in
 conformance) packages+=(dpkg-dev python3-venv python3-dev tcl pkg-config automake autoconf libtool libssl-dev) ;;
 compatibility)
     packages+=(
-        apache2-utils golang-go gunicorn haproxy mariadb-client mariadb-server mosquitto mosquitto-clients openssh-client openssh-server openssl
-        postgresql rsync socat stunnel4 uvicorn wget
+        apache2-utils golang-go gunicorn haproxy mariadb-client mariadb-server mosquitto mosquitto-clients
+        openssh-client openssh-server openssl postgresql rsync socat stunnel4 uvicorn wget
     )
     ;;
-*) echo "usage: install-deps.sh [compatibility]" >&2; exit 64 ;;
+*) echo "usage: install-deps.sh [compatibility|conformance]" >&2; exit 64 ;;
 esac
 
 missing=()

@@ -250,7 +250,9 @@ class Redis(ProgramCase):
         self.fill(first)
         said = self.client(["redis-benchmark", "-p", str(first), "-t", "incr,lpush,set", "-n", "20000", "-c", "8", "--csv"])
         self.assertIn('"LPUSH"', said)
-        self.assertEqual(self.cli(first, "wait", "1", "20000"), "1")
+        # WAIT would wait for the writes of its own connection only.
+        self.wait_until(lambda: self.field(first, "replication", "master_repl_offset")
+                        == self.field(second, "replication", "slave_repl_offset"), "the replica has everything")
         digests = {self.cli(port, "debug", "digest") for port in (first, second)}
         self.assertEqual(len(digests), 1)
         return digests, self.cli(second, "llen", "mylist")
