@@ -89,11 +89,9 @@ struct EpollWaiter {
         var now = ss_monotonic_ns()
         var hasSpun = false
         while true {
-            // The kernel first when its turn has come, with at most half of the room, so that neither side starves. A call
-            // that only looks wants to know everything.
+            // The kernel first when its turn has come, with room left for the hot sockets, so that neither side starves.
             var count = 0
             var kernelLooked = false
-            var kernelHasMore = false
             if deadline == Deadline.now || now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
                 let share = kernelShare()
                 if share > 0 {
@@ -101,11 +99,9 @@ struct EpollWaiter {
                     if count < 0 { return leave(count) }
                     set.lastKernelPoll.storeRelaxed(now)
                     kernelLooked = share == maximum && mask == nil
-                    kernelHasMore = count == share
                 }
             }
             count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now)
-            if kernelHasMore, count < maximum { count = max(count, askKernel(count, maximum &- count, nil)) }
             if count > 0 { return leave(count) }
             if !kernelLooked {
                 count = askKernel(0, maximum, deadline == Deadline.now ? mask : nil)
@@ -129,10 +125,13 @@ struct EpollWaiter {
         }
     }
 
-    /// How many events the kernel may report before the hot sockets are looked at.
+    /// How many events the kernel may report before the hot sockets are looked at: all but one for each of them, and at least
+    /// half. It is asked only once: what is level-triggered it would report again. A call that only looks wants to know
+    /// everything, so it keeps room only for those that can be ready.
     private func kernelShare() -> Int {
-        if set.hotCount == 0 { return maximum }
-        if maximum > 1 { return maximum / 2 }
+        let hot = deadline == Deadline.now ? set.hotCandidates(root, atMost: maximum / 2 + 1) : Int(set.hotCount)
+        if hot == 0 { return maximum }
+        if maximum > 1 { return maximum &- min(hot, maximum / 2) }
         let turn = set.kernelsTurn.loadRelaxed()
         set.kernelsTurn.storeRelaxed(turn ^ 1)
         return turn == 0 ? 1 : 0

@@ -85,6 +85,12 @@ extension Registration {
         return (wantsInput && session.looksReadable) || (output && session.looksWritable)
     }
 
+    /// It waits for something that only the kernel knows.
+    var waitsOnTCP: Bool {
+        let session = sessionOf(socket)
+        return wantsInput && session.receivesOnTCP || wantsOutput && session.sendsOnTCP || events & Interest.priority != 0
+    }
+
     /// A sender that waits for room on the companion.
     var waitsForRoom: Bool {
         guard wantsOutput, !has(State.disabled) else { return false }
@@ -160,6 +166,22 @@ extension EpollSet {
         }
         lock.unlock()
         return count
+    }
+
+    /// How many hot registrations `scan` might report, counted up to `atMost`.
+    func hotCandidates(_ root: ReadinessRoot, atMost: Int) -> Int {
+        guard hotCount != 0, lock.lock() == .acquired else { return 0 }
+        var found = 0
+        var left = hotCount
+        var index = hotHead
+        while left > 0, found < atMost {
+            let one = root.registration(index)
+            if one.mayBeReady() || one.waitsOnTCP { found &+= 1 }
+            index = one.hotNext
+            left &-= 1
+        }
+        lock.unlock()
+        return found
     }
 
     /// Takes a quiet registration out of the hot list, armed, unless there is something after all.
