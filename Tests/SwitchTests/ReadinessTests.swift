@@ -32,6 +32,23 @@ struct ReadinessTests {
         set.close()
     }
 
+    /// However much of the room the plain sockets fill, none is told twice in one answer: the program would read twice.
+    @Test(arguments: [2, 3, 4, 6, 8, 9])
+    func nothingIsToldTwice(maximum: Int) {
+        let hot = (0..<3).map { _ in SocketPair.dual() }, plain = (0..<6).map { _ in SocketPair.tracked() }, set = Epoll()
+        for pair in hot + plain {
+            #expect(set.add(pair.b, input) == 0)
+            send(pair.a, 1)
+        }
+        for (round, milliseconds) in [0, watchdogMilliseconds, 0, watchdogMilliseconds].enumerated() {
+            if round == 2 { for pair in hot { receive(pair.b, 1) } }  // hot, and not ready
+            let told = set.wait(milliseconds, maximum: maximum).map(\.data)
+            #expect(!told.isEmpty && Set(told).count == told.count, "round \(round): \(told)")
+        }
+        for pair in hot + plain { pair.close() }
+        set.close()
+    }
+
     @Test func errorsAreTheKernels() {
         let dual = SocketPair.dual(), raw = SocketPair.raw()
         let ours = Epoll(), theirs = Epoll(tracked: false)
