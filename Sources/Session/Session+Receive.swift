@@ -374,9 +374,13 @@ extension Session {
         if !receivesOnTCP, outstanding == 0 { return Int(inRing) }
         let result = ss_sys_ioctl(fd, ss_fionread, &queued)
         if result < 0 || outstanding == 0 { return result < 0 ? result : Int(queued) }
-        // What lies behind cuts can be read, too: the whole ring, and TCP up to where it ends for good.
-        let isLastOnTCP = (slot.receiveCuts.loadRelaxed() &+ outstanding) & 1 == 0
+        // What lies behind a cut can be read, too, once everything before it has arrived: TCP's bytes may still be on their
+        // way, since the peer's kernel keeps what does not fit into ours, and so may a remote write.
+        let cut = local.cutOnCompanion.loadRelaxed()
+        let isRingWhole = local.producer.load() == cut
+        if !receivesOnTCP { return isRingWhole ? Int(inRing) + Int(queued) : Int(inRing) }
         let untilCut = local.cutOnTCP.loadRelaxed() &- slot.tcpPosition.loadRelaxed()
-        return Int(inRing) + (isLastOnTCP ? Int(queued) : Int(min(untilCut, UInt64(max(queued, 0)))))
+        guard UInt64(max(queued, 0)) >= untilCut else { return Int(queued) }
+        return Int(inRing) + (outstanding == 2 && isRingWhole ? Int(queued) : Int(untilCut))
     }
 }

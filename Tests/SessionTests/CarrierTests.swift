@@ -188,6 +188,36 @@ extension SessionTests {
             }
         }
 
+        @Test("FIONREAD promises what lies behind a cut only when everything before it has arrived", arguments: ProviderUnderTest.allCases)
+        func readableBehindCut(_ provider: ProviderUnderTest) throws {
+            try withPair(provider, onCompanion: false) { pair in
+                // More than fits into this side's TCP: the rest waits in the sender's.
+                var small: Int32 = 4096
+                setsockopt(pair.b.fd, SOL_SOCKET, SO_RCVBUF, &small, socklen_t(MemoryLayout<Int32>.size))
+                setsockopt(pair.a.fd, SOL_SOCKET, SO_SNDBUF, &small, socklen_t(MemoryLayout<Int32>.size))
+                let count = 8 << 20
+                let pattern = StreamPattern(9)
+                var sent = 0
+                while true {
+                    let result = pair.a.send(pattern.bytes(at: UInt64(sent)), min(65536, count - sent), Int(MSG_DONTWAIT))
+                    if result <= 0 { break }
+                    sent += result
+                }
+                pair.b.session.maintain(pair.b.fd)
+                while pair.a.session.sendsOnTCP {
+                    if say(pair.a, "x", Int(MSG_DONTWAIT)) == 1 { sent += 1 }
+                }
+                let buffer = Buffer(1 << 20)
+                var received = 0
+                while received < sent {
+                    let promised = pair.b.session.queuedBytes(pair.b.fd)
+                    let result = pair.b.receive(buffer.bytes, 1 << 20, Int(MSG_DONTWAIT))
+                    #expect(promised <= 0 || result > 0, "promised \(promised), \(result) after \(received) of \(sent)")
+                    if result > 0 { received += result } else { sched_yield() }
+                }
+            }
+        }
+
         @Test("One thread writes 3 MiB to itself: TCP's buffers take what no ring holds", arguments: ProviderUnderTest.allCases)
         func writesToItself(_ provider: ProviderUnderTest) throws {
             try withPair(provider) { pair in
