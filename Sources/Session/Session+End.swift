@@ -10,16 +10,18 @@ extension Session {
     /// follows it when TCP has taken all of it; the kernel may shut down the receiving direction only.
     package func willShutDown(_ how: Int32) -> Bool {
         if how == 0 || how == 2 { slot.flags.setBits(Slot.Flags.readShutDown) }
-        guard how == 1 || how == 2 else { return true }
+        guard how == 1 || how == 2 || has(Slot.Flags.writeShutDown) else { return true }
         let outcome = slot.sendLock.lock()
         defer { if outcome == .acquired { slot.sendLock.unlock() } }
-        // The last moment to answer a rewind is before the flag.
-        let isSettled = !isUp || settleBeforeEnd()
+        // The last moment to answer a rewind is before the flag. (The second half alone changes nothing about what is sent.)
+        let isSettled = !isUp || how == 0 || settleBeforeEnd()
         if !isSettled { slot.flags.setBits(Slot.Flags.owesFIN) }
         slot.flags.setBits(Slot.Flags.writeShutDown)
         if isUp {
-            remote.endFlags.store(EndFlags.halfClosed)
+            remote.endFlags.store(endFlags)
             publish(line: 3)
+            // A peer that waits for room waits in vain.
+            if has(Slot.Flags.readShutDown), connection.pointee.writer == nil { ringSender() }
             // The FIN must not arrive before the data: without them it would be a lie.
             if let writer = connection.pointee.writer, !writer.flush(upTo: slot.sendPosition.loadRelaxed()), !companionIsLost,
                 !sendsOnTCP
@@ -28,6 +30,12 @@ extension Session {
             }
         }
         return isSettled
+    }
+
+    /// What the peer is to know after a shutdown. Who neither reads nor writes any more answers the next bytes with a reset,
+    /// and that is TCP's to do.
+    var endFlags: UInt64 {
+        has(Slot.Flags.readShutDown) ? EndFlags.halfClosed | EndFlags.closed : EndFlags.halfClosed
     }
 
     /// The process's last descriptor of the socket is about to be closed. Ends this process's use of the windows; the

@@ -14,7 +14,7 @@ extension Session {
         if total == 0 { return receiveNothing(fd, message, flags) }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
         let peeks = flags & Int32(MSG_PEEK) != 0
-        let wantsAll = flags & Int32(MSG_WAITALL) != 0 && !nonBlocking && !peeks
+        let wantsAll = flags & Int32(MSG_WAITALL) != 0 && !nonBlocking
         let generation = slot.generation.loadRelaxed()
         var wait = WaitState()
         var done = 0
@@ -29,13 +29,18 @@ extension Session {
             }
             slot.receiveLock.unlock()
             if result > 0 {
-                done &+= result
+                done = peeks ? result : done &+ result
                 if !wantsAll || done >= total || cursor.isBad { return done }
-                continue
+                if !peeks { continue }
+                // What was seen is still there: it is looked at anew when there may be more, if there can be more.
+                if has(Slot.Flags.tcpEnded | Slot.Flags.readShutDown) || endsHere(fd) { return done }
+                cursor = MessageCursor(message)
+                result = waitForMore(fd, &wait)
+            } else {
+                if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
+                result = waitToReceive(fd, &wait)
             }
-            if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
-            result = waitToReceive(fd, &wait)
-            if result < 0 { return done > 0 ? done : result }
+            if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
         }
     }
 
@@ -43,7 +48,7 @@ extension Session {
     private func receiveNothing(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
         var byte: UInt8 = 0
         let result = receiveOneBuffer(fd, &byte, 1, (flags | Int32(MSG_PEEK)) & ~Int32(MSG_WAITALL))
-        if result >= 0 { Session.clearAncillary(message) }
+        if result >= 0 { Session.clearAncillary(message, flags) }
         return min(result, 0)
     }
 
@@ -208,7 +213,7 @@ extension Session {
     private func tryReceiveFromCompanion(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         let taken = receiveFromRing(&cursor, flags)
         if taken != 0 {
-            if taken > 0 { Session.clearAncillary(message) }
+            if taken > 0 { Session.clearAncillary(message, flags) }
             return taken
         }
         let followed = slot.receiveCuts.loadRelaxed()
@@ -224,7 +229,11 @@ extension Session {
             breakOff(.protocolViolation)
             return -Int(ECONNRESET)
         }
-        if has(Slot.Flags.readShutDown) { return 0 }
+        if has(Slot.Flags.readShutDown) {
+            // The end, unless the kernel has an error to tell first.
+            let peeked = peekTCP(fd)
+            return peeked < 0 && peeked != -Int(EAGAIN) ? endOfStream(peeked) : 0
+        }
         // The ring is empty. The end of the stream is TCP's: FIN or reset; then the ring is looked at again, then the cuts.
         // Asking the kernel costs more than a message: only when there is a hint, or now and then (a killed process gives
         // no hint; a sleep or a wait call sees it at once).
@@ -265,7 +274,7 @@ extension Session {
             result = ss_sys_recvmsg(fd, message, flags)
         } else {
             result = Session.receiveRest(fd, cursor, flags, bound)
-            if result >= 0 { Session.clearAncillary(message) }
+            if result >= 0 { Session.clearAncillary(message, flags) }
         }
         if result == 0 { return endOfStream(0) }
         if result > 0, flags & Int32(MSG_PEEK) == 0 {
@@ -340,10 +349,18 @@ extension Session {
     }
 
     /// What the kernel leaves in a message header after receiving on a TCP socket.
-    private static func clearAncillary(_ message: UnsafeMutablePointer<msghdr>) {
+    private static func clearAncillary(_ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) {
         if message.pointee.msg_name != nil { message.pointee.msg_namelen = 0 }
         message.pointee.msg_controllen = 0
-        message.pointee.msg_flags = 0
+        message.pointee.msg_flags = flags & Int32(MSG_CMSG_CLOEXEC)
+    }
+
+    /// Whether the stream ends behind what is there now.
+    private func endsHere(_ fd: Int32) -> Bool {
+        guard enterWatch() else { return true }
+        defer { leaveWatch(0) }
+        noteTCPEnd(fd)
+        return has(Slot.Flags.tcpEnded)
     }
 
     // MARK: Data

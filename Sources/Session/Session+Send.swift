@@ -11,6 +11,12 @@ extension Session {
         var cursor = MessageCursor(message)
         let total = cursor.total(message)
         if total < 0 { return total }
+        // To connect, or to say that it is connected, is the kernel's.
+        if flags & Int32(MSG_FASTOPEN) != 0 { return ss_sys_sendmsg(fd, message, flags) }
+        if message.pointee.msg_controllen > 0, total > 0 {
+            let error = refusalOfControl(fd, message, flags)
+            if error < 0 { return error }
+        }
         if total == 0 { return ss_sys_sendmsg(fd, message, flags) }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
         let generation = slot.generation.loadRelaxed()
@@ -32,8 +38,17 @@ extension Session {
             }
             if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
             result = waitToSend(fd, &wait)
-            if result < 0 { return done > 0 ? done : result }
+            if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
         }
+    }
+
+    /// What the kernel says of the message's control part, which means nothing to a stream: it is asked with no data.
+    private func refusalOfControl(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ flags: Int32) -> Int {
+        if has(Slot.Flags.writeShutDown) { return 0 }
+        var empty = message.pointee
+        empty.msg_iov = nil
+        empty.msg_iovlen = 0
+        return min(ss_sys_sendmsg(fd, &empty, flags | Int32(MSG_DONTWAIT | MSG_NOSIGNAL)), 0)
     }
 
     /// Like send(2) with one buffer. The common case, a small message into a ring with room (WSD-T2), without the loop.
@@ -277,7 +292,7 @@ extension Session {
             }
             if result != -Int(EAGAIN) || nonBlocking { break }
             result = waitToSend(fd, &wait)
-            if result < 0 { break }
+            if result < 0 || wait.interrupted && done > 0 { break }
         }
         if done > 0 {
             _ = partial(done, result)

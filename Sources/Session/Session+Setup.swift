@@ -143,7 +143,7 @@ extension Session {
     }
 
     private func sayHalfClosed() {
-        remote.endFlags.store(EndFlags.halfClosed)
+        remote.endFlags.store(endFlags)
         publish(line: 3)
     }
 

@@ -8,10 +8,32 @@ import StreamRing
 struct WaitState {
     /// Our doorbell was found rung: it must be silenced before the next sleep.
     var rang = false
+    /// A handler ran during the last sleep: what was moved in part is not waited for any longer.
+    var interrupted = false
+    /// The program's mask, while signals are held back: between a long look and the sleep that follows it.
+    var mask: UInt64 = 0
+    var holdsSignals = false
     /// Monotonic nanoseconds; 0 = not asked yet, `never` = no time-out (SO_RCVTIMEO, SO_SNDTIMEO).
     var deadline: UInt64 = 0
 
     static var never: UInt64 { UInt64.max }
+
+    /// A call that looks for a while is in the middle of the call all the same: a handler without SA_RESTART that ran
+    /// meanwhile would have to end it, and nobody would know. So its signal waits for the sleep. (Those that an
+    /// instruction causes cannot wait.) Programs without such handlers pay nothing.
+    mutating func holdSignals() {
+        guard !holdsSignals, ss_session_state.interrupting_signals != 0 else { return }
+        var all = ~(WaitState.bit(SIGSEGV) | WaitState.bit(SIGBUS) | WaitState.bit(SIGFPE) | WaitState.bit(SIGILL) | WaitState.bit(SIGTRAP))
+        holdsSignals = ss_sys_sigprocmask(SIG_BLOCK, &all, &mask) == 0
+    }
+
+    private static func bit(_ signal: Int32) -> UInt64 { UInt64(1) << UInt64(signal - 1) }
+
+    mutating func releaseSignals() {
+        guard holdsSignals else { return }
+        holdsSignals = false
+        _ = ss_sys_sigprocmask(SIG_SETMASK, &mask, nil)
+    }
 }
 
 // Waiting, adaptively: look for a while, then sleep in the kernel. Budgets are times, never counts; they shrink when
@@ -43,6 +65,7 @@ extension Session {
     // MARK: The two waits. 0: look again; or -errno.
 
     func waitToReceive(_ fd: Int32, _ wait: inout WaitState) -> Int {
+        wait.interrupted = false
         guard enterWatch() else { return 0 }
         if slot.invitation.loadRelaxed() == Invitation.rewindUndecided {
             // The peer stands still between two words; no ring will tell of the second.
@@ -50,7 +73,8 @@ extension Session {
             if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
             return sleep(fd, 0, -1, &wait, atMost: Session.tickNanoseconds, receiving: true)
         }
-        if spin(receiving: true) { return leaveWatch(0) }
+        defer { wait.releaseSignals() }
+        if spin(receiving: true, &wait) { return leaveWatch(0) }
         doorbellSleepers.add(1)  // before arming: whoever silences the bell looks at it afterwards
         let drained = wait.rang
         if drained { drainDoorbellForReceiver() }
@@ -75,7 +99,14 @@ extension Session {
         return sleep(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
     }
 
+    /// For a receiver that looks ahead until there is enough: nobody rings for what lies behind bytes that are not read.
+    func waitForMore(_ fd: Int32, _ wait: inout WaitState) -> Int {
+        if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
+        return sleep(-1, 0, -1, &wait, atMost: Session.tickNanoseconds, receiving: true)
+    }
+
     func waitToSend(_ fd: Int32, _ wait: inout WaitState) -> Int {
+        wait.interrupted = false
         guard enterWatch() else { return 0 }
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_SNDTIMEO) }
         if sendsOnTCP || sendNeedsTCP {
@@ -83,7 +114,8 @@ extension Session {
             leaveWatch(0)
             return sleep(fd, Int16(POLLOUT), -1, &wait, atMost: WaitState.never, receiving: false)
         }
-        if spin(receiving: false) { return leaveWatch(0) }
+        defer { wait.releaseSignals() }
+        if spin(receiving: false, &wait) { return leaveWatch(0) }
         var mayListen = true
         if wait.rang { mayListen = drainDoorbellForSender() }
         wait.rang = false
@@ -156,7 +188,7 @@ extension Session {
     var watchers: Word { word(Connection.Offsets.watchers) }
 
     /// Looks until the direction makes progress or the budget is spent.
-    private func spin(receiving: Bool) -> Bool {
+    private func spin(receiving: Bool, _ wait: inout WaitState) -> Bool {
         if receiving ? looksReadable : looksWritable { return true }
         if ss_session_state.never_spin != 0 { return false }
         if receiving ? receivesOnTCP : sendsOnTCP { return false }
@@ -168,6 +200,7 @@ extension Session {
         let isCrowded = Crowd.isHere(start)
         if peerCPU == ownCPU {
             if isCrowded { return false }
+            wait.holdSignals()
             var yields = 0
             var before = start
             while yields < 20 {
@@ -199,6 +232,7 @@ extension Session {
                     pauses &+= 1
                 }
             } else {
+                wait.holdSignals()
                 _ = ss_sys_sched_yield()
                 let found = receiving ? looksReadable : looksWritable
                 let now = ss_monotonic_ns()
@@ -234,15 +268,23 @@ extension Session {
             if start >= wait.deadline { return -Int(EAGAIN) }
             nanoseconds = min(nanoseconds, wait.deadline &- start)
         }
-        let result = withUnsafeMutableBytes(of: &entries) { entries in
-            let list = entries.baseAddress?.assumingMemoryBound(to: pollfd.self)
-            if nanoseconds == WaitState.never { return ss_sys_ppoll(list, 2, nil, nil) }
+        // The kernel restarts a receive or send after a handler with SA_RESTART, unless it has a time-out. After EINTR alone
+        // nobody can tell which kind of handler ran: so, where there are both, those that restart wait behind a descriptor.
+        var mask = wait.mask
+        let watchesSignals = wait.deadline == WaitState.never && Session.deferRestartingSignals(&mask, isKnown: wait.holdsSignals)
+        let setsMask = watchesSignals || wait.holdsSignals
+        var list = (entries.0, entries.1, pollfd(fd: watchesSignals ? ss_session_state.signal_descriptor : -1, events: Int16(POLLIN), revents: 0))
+        let result = withUnsafeMutableBytes(of: &list) { bytes in
+            let list = bytes.baseAddress?.assumingMemoryBound(to: pollfd.self)
             var timeout = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
-            return ss_sys_ppoll(list, 2, &timeout, nil)
+            let limit = withUnsafePointer(to: &timeout) { nanoseconds == WaitState.never ? nil : $0 }
+            return withUnsafePointer(to: &mask) { ss_sys_ppoll(list, watchesSignals ? 3 : 2, limit, setsMask ? $0 : nil) }
         }
+        entries = (list.0, list.1)
+        wait.interrupted = result == -Int(EINTR) || list.2.revents != 0
         if result == -Int(EINTR) {
-            // The kernel restarts a receive or send after a handler with SA_RESTART, unless it has a time-out.
-            return ss_session_state.interrupting_signals != 0 || wait.deadline != WaitState.never ? -Int(EINTR) : 0
+            let restarts = ss_session_state.interrupting_signals == 0 && wait.deadline == WaitState.never
+            return restarts ? 0 : result
         }
         if result < 0 { return result }
         wait.rang = entries.1.revents != 0
@@ -257,6 +299,19 @@ extension Session {
             }
         }
         return 0
+    }
+
+    /// Whether this sleep is to hold signals back whose handlers restart: makes its mask. Not while the program itself holds
+    /// such a signal back, which would keep the descriptor readable.
+    private static func deferRestartingSignals(_ mask: inout UInt64, isKnown: Bool) -> Bool {
+        let state = ss_session_state
+        guard state.signal_descriptor > 0, state.interrupting_signals != 0, state.restarting_signals != 0 else { return false }
+        var pending: UInt64 = 0
+        guard isKnown || ss_sys_sigprocmask(SIG_BLOCK, nil, &mask) == 0, ss_syscall6(Int(SYS_rt_sigpending), withUnsafeMutablePointer(to: &pending) { Int(bitPattern: $0) }, 8, 0, 0, 0, 0) == 0,
+            pending & mask & state.restarting_signals == 0
+        else { return false }
+        mask |= state.restarting_signals
+        return true
     }
 
     /// The time-out that the program set on the socket, as a point of monotonic time.

@@ -422,6 +422,7 @@ private func putIntoService(_ index: Int) {
     }
     releaseListener(index)  // not before: a connection that failed here is offered again
     ss_guard_memory()
+    watchSignals()
     session.slot.reason.store(Reason.notInvited.rawValue)
     session.slot.mode.storeSequential(Slot.Mode.dual)
     readinessKick(index)

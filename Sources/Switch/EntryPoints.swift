@@ -272,6 +272,8 @@ package func switchShutdown(_ fd: Int32, _ how: Int32) -> Int {
 // is the kernel's socket, and nothing of the companion shows (WSD-C12).
 
 package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?) -> Int {
+    // TCP_ZEROCOPY_RECEIVE takes bytes out of the kernel's stream.
+    if level == 6, name == 35 { _ = switchKeepsOnTCP(fd) }
     let result = ownOr(fd) { baseGetOption(fd, level, name, value, length) }
     // What a program asks when its non-blocking connect has come to an end.
     if level == SOL_SOCKET, name == SO_ERROR, result == 0, let index = socketIndex(fd) { announceEagerly(fd, index) }
@@ -281,7 +283,7 @@ package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
 package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { baseSetOption(fd, level, name, value, length) } }
     let session = sessionOf(index)
-    if needsTCP(level, name) { _ = switchHandOver(fd, .unsupportedOption) }
+    if needsTCP(level, name), !isOrdinary(level, name, value, length) { _ = switchHandOver(fd, .unsupportedOption) }
     let result = baseSetOption(fd, level, name, value, length)
     if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
     return result
@@ -297,9 +299,18 @@ private func needsTCP(_ level: Int32, _ name: Int32) -> Bool {
     return level == 6 && (name == 19 || name == 31 || name == 35)
 }
 
+/// Everybody waits for one byte.
+private func isOrdinary(_ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Bool {
+    var bytes: Int32 = 0
+    guard level == SOL_SOCKET, name == SO_RCVLOWAT, length >= 4, ss_copy_program_memory(&bytes, value, 4) == 0 else { return false }
+    return bytes == 0 || bytes == 1
+}
+
 /// fcntl with its third argument as a machine word (pointer or integer).
 package func switchFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -> Int {
     if entryKind(descriptorEntry(fd)) == DescriptorKind.own { return -Int(EBADF) }
+    // The kernel signals (SIGIO) what it sees.
+    if command == F_SETFL, argument & Int(O_ASYNC) != 0 { _ = switchKeepsOnTCP(fd) }
     var result = ss_sys_fcntl(fd, command, argument)
     if result == -Int(EMFILE), giveWay(atOnce: true) { result = ss_sys_fcntl(fd, command, argument) }
     if result < 0 { return result }
@@ -317,6 +328,7 @@ package func switchFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -
 package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMutableRawPointer?) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_ioctl(fd, request, argument) } }
     let session = sessionOf(index)
+    if request == UInt(FIOASYNC) { _ = switchKeepsOnTCP(fd) }
     // The kernel goes first: it knows whether the program may have the answer at that address.
     let result = ss_sys_ioctl(fd, request, argument)
     if result == 0, request == Session.atMarkRequest, session.isDual, let argument, !session.isReadUpToTCP {
@@ -340,8 +352,25 @@ private func setNonBlocking(_ slot: Slot, _ on: Bool) {
 
 /// sigaction was called for `signal` (1...64) with SA_RESTART or without it.
 package func switchSignalAction(_ signal: Int32, restarts: Bool, isHandler: Bool) {
-    guard signal >= 1, signal <= 64 else { return }
-    let word = Word(ss_session_state_address(), 0)
+    guard signal >= 1, signal <= 64, privateState.pointee.arena == nil || !isForeignChild() else { return }
+    let interrupting = Word(ss_session_state_address(), 0)
+    let restarting = Word(ss_session_state_address(), Int(SS_RESTARTING_SIGNALS_OFFSET))
     let bit = UInt64(1) << UInt64(signal - 1)
-    if isHandler, !restarts { word.setBits(bit) } else { word.clearBits(bit) }
+    if isHandler, !restarts { interrupting.setBits(bit) } else { interrupting.clearBits(bit) }
+    if isHandler, restarts { restarting.setBits(bit) } else { restarting.clearBits(bit) }
+    watchSignals()
+}
+
+/// Where handlers of both kinds exist, sleeping calls need the descriptor that tells them apart (`Session.sleep`).
+func watchSignals() {
+    var set = Word(ss_session_state_address(), Int(SS_RESTARTING_SIGNALS_OFFSET)).load()
+    guard privateState.pointee.arena != nil, set != 0, ss_session_state.interrupting_signals != 0 else { return }
+    let slot = HalfWord(ss_session_state_address(), Int(SS_SIGNAL_DESCRIPTOR_OFFSET))
+    let known = Int(Int32(bitPattern: slot.load()))
+    let made = ss_syscall6(
+        Int(SYS_signalfd4), known > 0 ? known : -1, withUnsafeMutablePointer(to: &set) { Int(bitPattern: $0) }, 8,
+        Int(O_CLOEXEC | O_NONBLOCK), 0, 0)
+    guard made >= 0, known <= 0 else { return }
+    let own = adoptOwn(Int32(made))
+    if own > 0, slot.compareExchange(0, UInt32(bitPattern: own)) != 0 { closeOwn(own) }
 }

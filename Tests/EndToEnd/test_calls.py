@@ -72,22 +72,29 @@ class Calls(Case):
         super().setUp()
         self.run_options = ["--upgrade", "eager", "--tcp", "address=127.0.0.2"]
 
-    def compile(self, name):
+    def compile(self, name, *flags):
         program = os.path.join(self.directory, name)
-        subprocess.run(["gcc", "-O1", "-w", "-pthread", "-o", program, os.path.join(GUESTS, name + ".c")], check=True)
+        subprocess.run(["gcc", "-O1", "-w", "-pthread", "-o", program, os.path.join(GUESTS, name + ".c"), *flags], check=True)
         return program
 
-    def on_both_carriers(self, name):
+    def on_both_carriers(self, name, *cases):
         """The program compares by itself; without the switch, too, which checks its cases."""
         program = self.compile(name)
-        plain = self.run_program([program, "plain"], False, expected=None)
+        plain = self.run_program([program, "plain", *cases], False, expected=None)
         self.assertIn("\n0 different\n", plain.output, plain.describe())
         if not settings.plain:
-            ours = self.run_program([program], expected=None)
+            ours = self.run_program([program, *cases], expected=None)
             self.assertIn("\n0 different\n", ours.output, ours.describe())
 
     def test_bad_pointers(self):
         self.on_both_carriers("pointers")
+
+    def test_flags_and_options(self):
+        self.on_both_carriers("options", "peeking", "flags", "waiting_for_all", "full", "ends_of_streams", "half_closed",
+                              "connected_already", "values", "interruptions", "cancellation", "queues", "mixtures")
+
+    def test_past_the_interface(self):
+        self.on_both_carriers("past", "positioned", "aliases", "system_calls")
 
     def test_fault_signals(self):
         program = self.compile("fault-signals")

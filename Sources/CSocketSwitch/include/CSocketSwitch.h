@@ -253,10 +253,14 @@ struct ss_session_state {
     void *off_word;                 // the arena's `switchedOff`, NULL before the arena exists
     uint32_t never_spin;
     uint32_t initial_ring_bytes;    // 0 = the built-in value
+    uint64_t restarting_signals;    // the same for handlers that were installed with SA_RESTART
+    int32_t signal_descriptor;      // readable while one of those is pending; 0 = none: there are not both kinds
     uint64_t crowded_until;         // monotonic nanoseconds, and for how long at a time: see Session/Crowd.swift
     uint64_t crowded_for;
 };
-enum { SS_CROWDED_UNTIL_OFFSET = offsetof(struct ss_session_state, crowded_until),
+enum { SS_RESTARTING_SIGNALS_OFFSET = offsetof(struct ss_session_state, restarting_signals),
+       SS_SIGNAL_DESCRIPTOR_OFFSET = offsetof(struct ss_session_state, signal_descriptor),
+       SS_CROWDED_UNTIL_OFFSET = offsetof(struct ss_session_state, crowded_until),
        SS_CROWDED_FOR_OFFSET = offsetof(struct ss_session_state, crowded_for) };
 extern struct ss_session_state ss_session_state __attribute__((swift_attr("nonisolated(unsafe)")));
 

@@ -120,6 +120,10 @@ static void close_ends(struct ends ends) {
 static int failures;
 
 static void compare(const char *name, void (*function)(void)) {
+    // One connection that has moved stays: the service ends when nobody needs it.
+    static struct ends kept = {-1, -1};
+    carrier = 1;
+    if (kept.client < 0) kept = make_ends();
     for (carrier = 0; carrier < 2; carrier++) {
         said_bytes[carrier] = 0;
         said[carrier][0] = 0;

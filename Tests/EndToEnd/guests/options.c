@@ -1,0 +1,662 @@
+// Flags, options, ends and interruptions: what each call returns, and what it leaves behind.
+#include "carriers.h"
+#include <linux/sockios.h>
+#include <netinet/in.h>
+
+static char got[1 << 20];
+
+static void expect(int fd, const char *text) {
+    long count = recv(fd, got, strlen(text), MSG_WAITALL);
+    say("%s %ld %s\n", text, count, count < 0 ? strerrorname_np(errno) : memcmp(got, text, strlen(text)) ? "different" : "the same");
+}
+
+// Until the socket is readable: what was sent on it before is then there, whatever carried it.
+static void await(int fd, short events) {
+    struct pollfd p = {fd, events, 0};
+    int ready = poll(&p, 1, 5000);
+    say("ready %d %x\n", ready, p.revents);
+}
+
+static void await_bytes(int fd, int count) {
+    int queued = -1;
+    for (int i = 0; i < 5000 && queued < count; i++) {
+        ioctl(fd, FIONREAD, &queued);
+        if (queued < count) usleep(1000);
+    }
+    say("queued %d\n", queued);
+}
+
+static void peeking(void) {
+    struct ends e = make_ends();
+    SHOW(write(e.client, "0123456789", 10));
+    await_bytes(e.server, 10);
+    SHOW(recv(e.server, got, 4, MSG_PEEK));
+    SHOW(recv(e.server, got, 64, MSG_PEEK));
+    SHOW(memcmp(got, "0123456789", 10));
+    SHOW(recv(e.server, got, 10, MSG_PEEK | MSG_WAITALL));
+    SHOW(recv(e.server, got, 20, MSG_PEEK | MSG_DONTWAIT));
+    SHOW(recv(e.server, got, 20, MSG_PEEK | MSG_WAITALL | MSG_DONTWAIT));
+    struct iovec v[3] = {{got, 3}, {got + 3, 0}, {got + 3, 60}};
+    struct msghdr m = {.msg_iov = v, .msg_iovlen = 3};
+    SHOW(recvmsg(e.server, &m, MSG_PEEK));
+    SHOW(recv(e.server, got, 3, MSG_TRUNC));
+    SHOW(recv(e.server, got, 3, MSG_PEEK | MSG_TRUNC));
+    SHOW(recv(e.server, got, 64, 0));
+    SHOW(memcmp(got, "3456789", 7));
+    SHOW(recv(e.server, got, 64, MSG_PEEK | MSG_DONTWAIT));
+    // MSG_PEEK with MSG_WAITALL waits for all.
+    pid_t child = fork();
+    if (!child) {
+        usleep(20000);
+        write(e.client, "abc", 3);
+        usleep(20000);
+        write(e.client, "def", 3);
+        _exit(0);
+    }
+    SHOW(recv(e.server, got, 6, MSG_PEEK | MSG_WAITALL));
+    SHOW(recv(e.server, got, 6, MSG_WAITALL));
+    SHOW(memcmp(got, "abcdef", 6));
+    waitpid(child, NULL, 0);
+    SHOW(write(e.client, "xy", 2));
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(recv(e.server, got, 6, MSG_PEEK | MSG_WAITALL));
+    SHOW(recv(e.server, got, 6, MSG_WAITALL));
+    SHOW(recv(e.server, got, 6, MSG_PEEK));
+    SHOW(recv(e.server, got, 6, MSG_WAITALL));
+    close_ends(e);
+}
+
+static void flags(void) {
+    struct ends e = make_ends();
+    char control[256];
+    struct iovec v = {got, 64};
+    struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    SHOW(recv(e.server, got, 1, MSG_DONTWAIT));
+    SHOW(recv(e.server, got, 1, MSG_OOB));
+    SHOW(recv(e.server, got, 1, MSG_OOB | MSG_DONTWAIT));
+    SHOW(recv(e.server, got, 1, MSG_ERRQUEUE));
+    SHOW(recvmsg(e.server, &m, MSG_ERRQUEUE | MSG_DONTWAIT));
+    SHOW(send(e.client, "more", 4, MSG_MORE));
+    SHOW(send(e.client, "end", 3, MSG_NOSIGNAL | MSG_DONTROUTE));
+    expect(e.server, "moreend");
+    SHOW(send(e.client, "eor", 3, MSG_EOR));
+    SHOW(send(e.client, "confirm", 7, MSG_CONFIRM));
+    expect(e.server, "eorconfirm");
+    SHOW(send(e.client, "zero", 4, MSG_ZEROCOPY));
+    expect(e.server, "zero");
+    SHOW(recv(e.server, got, 1, MSG_DONTWAIT));
+    SHOW(send(e.client, "cmsg", 4, 0));
+    m.msg_controllen = sizeof control;
+    m.msg_flags = -1;
+    SHOW(recvmsg(e.server, &m, MSG_CMSG_CLOEXEC));
+    say("%d %zu\n", m.msg_flags, m.msg_controllen);
+    SHOW(sendmsg(e.client, &(struct msghdr){.msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = 8}, 0));
+    memset(control, 0, sizeof control);
+    struct cmsghdr *c = (void *)control;
+    c->cmsg_len = CMSG_LEN(4);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    SHOW(sendmsg(e.client, &(struct msghdr){.msg_iov = &(struct iovec){"rights", 6}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = CMSG_SPACE(4)}, 0));
+    c->cmsg_type = 77;
+    SHOW(sendmsg(e.client, &(struct msghdr){.msg_iov = &(struct iovec){"unknown", 7}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = CMSG_SPACE(4)}, 0));
+    c->cmsg_len = 3;
+    SHOW(sendmsg(e.client, &(struct msghdr){.msg_iov = &(struct iovec){"short", 5}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = CMSG_SPACE(4)}, 0));
+    SHOW(sendmsg(e.client, &(struct msghdr){.msg_iov = &(struct iovec){"bad", 3}, .msg_iovlen = 1, .msg_control = (void *)8, .msg_controllen = 20}, 0));
+    SHOW(recv(e.server, got, 64, MSG_DONTWAIT) > 0 ? 1 : -1);
+    SHOW(send(e.client, got, 0, 0));
+    SHOW(send(e.client, got, 0, MSG_DONTWAIT));
+    SHOW(write(e.client, got, 0));
+    SHOW(writev(e.client, &(struct iovec){got, 0}, 1));
+    SHOW(read(e.server, got, 0));
+    SHOW(recv(e.server, got, 0, MSG_DONTWAIT));
+    SHOW(recv(e.server, got, 1, MSG_DONTWAIT | 0x8000000));
+    close_ends(e);
+}
+
+static void waiting_for_all(void) {
+    struct ends e = make_ends();
+    SHOW(setsockopt(e.server, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){0, 40000}, sizeof(struct timeval)));
+    uint64_t start = milliseconds();
+    SHOW(recv(e.server, got, 10, 0));
+    SHOW(milliseconds() - start >= 35);
+    SHOW(write(e.client, "abc", 3));
+    start = milliseconds();
+    SHOW(recv(e.server, got, 10, MSG_WAITALL));
+    SHOW(milliseconds() - start >= 35);
+    SHOW(recv(e.server, got, 10, MSG_WAITALL));
+    SHOW(read(e.server, got, 10));
+    struct iovec v[2] = {{got, 2}, {got + 2, 8}};
+    SHOW(write(e.client, "defg", 4));
+    SHOW(recvmsg(e.server, &(struct msghdr){.msg_iov = v, .msg_iovlen = 2}, MSG_WAITALL));
+    SHOW(memcmp(got, "defg", 4));
+    SHOW(write(e.client, "h", 1));
+    SHOW(recv(e.server, got, 3, MSG_WAITALL | MSG_PEEK));
+    SHOW(recv(e.server, got, 3, MSG_WAITALL));
+    SHOW(setsockopt(e.server, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){0, 0}, sizeof(struct timeval)));
+    SHOW(write(e.client, "ij", 2));
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(recv(e.server, got, 10, MSG_WAITALL));
+    SHOW(recv(e.server, got, 10, MSG_WAITALL));
+    close_ends(e);
+}
+
+// Writes until nothing more goes, and goes on going nowhere (TCP's buffers grow).
+static long fill(int fd) {
+    long sent = 0, result;
+    for (int idle = 0; idle < 4;) {
+        struct pollfd p = {fd, POLLOUT, 0};
+        if (poll(&p, 1, 30) != 0) idle = 0;
+        result = send(fd, got, 50000, MSG_DONTWAIT);
+        if (result > 0) sent += result, idle = 0;
+        else if (errno != EAGAIN) fail("send");
+        else idle++;
+    }
+    return sent;
+}
+
+// A writer that nobody reads: how much goes is the carrier's business, how it ends is not.
+static void full(void) {
+    struct ends e = make_ends();
+    memset(got, 'f', sizeof got);
+    SHOW(fcntl(e.client, F_SETFL, O_NONBLOCK));
+    long sent = fill(e.client), result;
+    SHOW(write(e.client, got, 50000));
+    SHOW(send(e.client, got, 1 << 20, MSG_WAITALL));
+    SHOW(writev(e.client, (struct iovec[]){{got, 100000}, {got, 100000}, {got, 100000}}, 3));
+    struct pollfd p = {e.client, POLLOUT, 0};
+    SHOW(poll(&p, 1, 0));
+    SHOW(fcntl(e.client, F_SETFL, 0));
+    SHOW(send(e.client, got, 1 << 20, MSG_DONTWAIT));
+    SHOW(setsockopt(e.client, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){0, 30000}, sizeof(struct timeval)));
+    uint64_t start = milliseconds();
+    SHOW(write(e.client, got, 1 << 20));
+    SHOW(milliseconds() - start >= 25);
+    SHOW(writev(e.client, (struct iovec[]){{got, 100000}, {got, 100000}, {got, 100000}}, 3));
+    long received = 0;
+    while ((result = recv(e.server, got, sizeof got, MSG_DONTWAIT)) > 0) received += result;
+    for (int i = 0; i < 200 && received < sent; i++) {
+        usleep(5000);
+        while ((result = recv(e.server, got, sizeof got, MSG_DONTWAIT)) > 0) received += result;
+    }
+    SHOW(received - sent);
+    SHOW(write(e.client, "again", 5));
+    expect(e.server, "again");
+    close_ends(e);
+}
+
+static volatile int signals_seen, jumps;
+static sigjmp_buf back;
+static void count_signal(int signal) {
+    signals_seen++;
+    if (jumps) siglongjmp(back, 1);
+}
+
+static void handle(int signal, int flags) {
+    struct sigaction action = {.sa_handler = count_signal, .sa_flags = flags};
+    sigaction(signal, &action, NULL);
+}
+
+static void ends_of_streams(void) {
+    signal(SIGPIPE, SIG_DFL);
+    handle(SIGPIPE, SA_RESTART);
+    signals_seen = 0;
+    for (int way = 0; way < 9; way++) {
+        struct ends e = make_ends();
+        int error = -1;
+        socklen_t length = sizeof error;
+        say("way %d\n", way);
+        if (way == 0) close(e.server);  // a plain end
+        if (way == 1) {  // with bytes that the other end had not read
+            SHOW(write(e.client, "unread", 6));
+            await_bytes(e.server, 6);
+            close(e.server);
+        }
+        if (way == 2) {  // with bytes for the other end
+            SHOW(write(e.server, "goodbye", 7));
+            close(e.server);
+        }
+        if (way == 3) {  // both
+            SHOW(write(e.client, "unread", 6));
+            await_bytes(e.server, 6);
+            SHOW(write(e.server, "goodbye", 7));
+            close(e.server);
+        }
+        if (way == 4 || way == 5) {  // by a reset
+            if (way == 5) SHOW(write(e.server, "goodbye", 7));
+            SHOW(setsockopt(e.server, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger)));
+            close(e.server);
+        }
+        if (way == 6) {  // lingering
+            SHOW(write(e.server, "goodbye", 7));
+            SHOW(setsockopt(e.server, SOL_SOCKET, SO_LINGER, &(struct linger){1, 2}, sizeof(struct linger)));
+            SHOW(close(e.server));
+        }
+        if (way == 7) SHOW(shutdown(e.server, SHUT_WR));
+        if (way == 8) SHOW(shutdown(e.server, SHUT_RDWR));
+        await(e.client, POLLIN | POLLRDHUP);
+        if (way == 3 || way == 1) SHOW(getsockopt(e.client, SOL_SOCKET, SO_ERROR, &error, &length) ?: error != 0);
+        SHOW(recv(e.client, got, 64, 0));
+        SHOW(recv(e.client, got, 64, 0));
+        SHOW(recv(e.client, got, 64, MSG_DONTWAIT));
+        SHOW(getsockopt(e.client, SOL_SOCKET, SO_ERROR, &error, &length));
+        SHOW(error);
+        SHOW(write(e.client, "one", 3));
+        usleep(2000);
+        SHOW(write(e.client, "two", 3));
+        usleep(2000);
+        SHOW(send(e.client, "three", 5, MSG_NOSIGNAL));
+        SHOW(write(e.client, "four", 4));
+        SHOW(getsockopt(e.client, SOL_SOCKET, SO_ERROR, &error, &length));
+        SHOW(error);
+        SHOW(recv(e.client, got, 64, 0));
+        if (way >= 7) SHOW(recv(e.server, got, 64, MSG_DONTWAIT));
+        SHOW(signals_seen);
+        signals_seen = 0;
+        await(e.client, POLLIN | POLLOUT | POLLRDHUP);
+        close(e.client);
+        if (way >= 7) close(e.server);
+    }
+}
+
+static void half_closed(void) {
+    struct ends e = make_ends();
+    signals_seen = 0;
+    handle(SIGPIPE, SA_RESTART);
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(write(e.client, "x", 1));
+    SHOW(send(e.client, "x", 1, MSG_NOSIGNAL));
+    SHOW(send(e.client, "x", 0, 0));
+    SHOW(sendfile(e.client, open("/proc/self/exe", O_RDONLY), NULL, 10));
+    SHOW(signals_seen);
+    SHOW(recv(e.server, got, 64, 0));
+    for (int i = 0; i < 3; i++) {
+        SHOW(write(e.server, "still", 5));
+        expect(e.client, "still");
+    }
+    SHOW(shutdown(e.client, SHUT_RD));
+    SHOW(recv(e.client, got, 64, 0));
+    SHOW(shutdown(e.client, 3));
+    SHOW(shutdown(e.client, -1));
+    close_ends(e);
+
+    e = make_ends();
+    SHOW(write(e.server, "before", 6));
+    await_bytes(e.client, 6);
+    SHOW(shutdown(e.client, SHUT_RD));
+    await(e.client, POLLIN | POLLRDHUP);
+    SHOW(recv(e.client, got, 64, 0));
+    SHOW(recv(e.client, got, 64, 0));
+    SHOW(recv(e.client, got, 64, MSG_DONTWAIT));
+    SHOW(write(e.client, "out", 3));
+    expect(e.server, "out");
+    SHOW(write(e.server, "after", 5));
+    await_bytes(e.client, 5);
+    SHOW(recv(e.client, got, 64, 0));
+    SHOW(recv(e.client, got, 64, 0));
+    close_ends(e);
+}
+
+static void connected_already(void) {
+    struct ends e = make_ends();
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    SHOW(connect(e.client, (void *)&address, sizeof address));
+    SHOW(connect(e.client, NULL, 0));
+    SHOW(sendto(e.client, "to", 2, 0, (void *)&address, sizeof address));
+    SHOW(sendto(e.client, "fast", 4, MSG_FASTOPEN, (void *)&address, sizeof address));
+    expect(e.server, "to");
+    SHOW(recv(e.server, got, 64, MSG_DONTWAIT));
+    SHOW(listen(e.client, 1));
+    SHOW(accept(e.client, NULL, NULL));
+    SHOW(bind(e.client, (void *)&address, sizeof address));
+    SHOW(connect(e.client, &(struct sockaddr){.sa_family = AF_UNSPEC}, sizeof(struct sockaddr)));
+    SHOW(write(e.client, "x", 1));
+    SHOW(recv(e.client, got, 1, 0));
+    SHOW(recv(e.server, got, 64, 0));
+    SHOW(recv(e.server, got, 64, 0));
+    close_ends(e);
+}
+
+static void values(void) {
+    struct ends e = make_ends();
+    static const struct { int level, name, value; const char *text; } options[] = {
+        {SOL_SOCKET, SO_KEEPALIVE, 1, "SO_KEEPALIVE"}, {SOL_SOCKET, SO_SNDBUF, 8192, "SO_SNDBUF"}, {SOL_SOCKET, SO_RCVBUF, 8192, "SO_RCVBUF"},
+        {SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR"}, {SOL_SOCKET, SO_PRIORITY, 3, "SO_PRIORITY"}, {SOL_SOCKET, SO_MARK, 3, "SO_MARK"},
+        {SOL_SOCKET, SO_BUSY_POLL, 10, "SO_BUSY_POLL"}, {SOL_SOCKET, SO_TIMESTAMP, 1, "SO_TIMESTAMP"}, {SOL_SOCKET, SO_RCVLOWAT, 1, "SO_RCVLOWAT"},
+        {SOL_SOCKET, SO_SNDLOWAT, 1, "SO_SNDLOWAT"}, {SOL_SOCKET, SO_BROADCAST, 1, "SO_BROADCAST"}, {SOL_SOCKET, SO_DONTROUTE, 1, "SO_DONTROUTE"},
+        {IPPROTO_TCP, TCP_NODELAY, 0, "TCP_NODELAY"}, {IPPROTO_TCP, TCP_CORK, 1, "TCP_CORK"}, {IPPROTO_TCP, TCP_QUICKACK, 1, "TCP_QUICKACK"},
+        {IPPROTO_TCP, TCP_USER_TIMEOUT, 5000, "TCP_USER_TIMEOUT"}, {IPPROTO_TCP, TCP_KEEPIDLE, 50, "TCP_KEEPIDLE"}, {IPPROTO_TCP, TCP_KEEPINTVL, 5, "TCP_KEEPINTVL"},
+        {IPPROTO_TCP, TCP_KEEPCNT, 5, "TCP_KEEPCNT"}, {IPPROTO_TCP, TCP_LINGER2, 5, "TCP_LINGER2"}, {IPPROTO_TCP, TCP_DEFER_ACCEPT, 5, "TCP_DEFER_ACCEPT"},
+        {IPPROTO_TCP, TCP_WINDOW_CLAMP, 65536, "TCP_WINDOW_CLAMP"}, {IPPROTO_TCP, TCP_MAXSEG, 1000, "TCP_MAXSEG"}, {IPPROTO_TCP, TCP_SYNCNT, 5, "TCP_SYNCNT"},
+        {IPPROTO_TCP, TCP_FASTOPEN, 5, "TCP_FASTOPEN"}, {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1, "TCP_FASTOPEN_CONNECT"}, {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 65536, "TCP_NOTSENT_LOWAT"},
+        {IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1, "TCP_THIN_LINEAR_TIMEOUTS"}, {IPPROTO_TCP, TCP_INQ, 1, "TCP_INQ"}, {IPPROTO_TCP, TCP_TIMESTAMP, 1, "TCP_TIMESTAMP"},
+        {IPPROTO_IP, IP_TOS, 16, "IP_TOS"}, {IPPROTO_IP, IP_TTL, 50, "IP_TTL"}, {IPPROTO_TCP, 7777, 1, "unknown"}, {IPPROTO_IPV6, IPV6_V6ONLY, 1, "IPV6_V6ONLY"},
+    };
+    for (unsigned i = 0; i < sizeof options / sizeof *options; i++) {
+        int value = options[i].value;
+        socklen_t length = sizeof value;
+        say("%s ", options[i].text);
+        SHOW(setsockopt(e.client, options[i].level, options[i].name, &value, sizeof value));
+        value = -1;
+        SHOW(getsockopt(e.client, options[i].level, options[i].name, &value, &length));
+        if (options[i].name != TCP_TIMESTAMP && options[i].name != TCP_MAXSEG) SHOW(value);
+        SHOW(write(e.client, "out", 3));
+        expect(e.server, "out");
+        SHOW(write(e.server, "in", 2));
+        expect(e.client, "in");
+        if (options[i].name == TCP_CORK && options[i].level == IPPROTO_TCP) setsockopt(e.client, IPPROTO_TCP, TCP_CORK, &(int){0}, sizeof(int));
+    }
+    int value;
+    socklen_t length = sizeof value;
+    SHOW(setsockopt(e.client, IPPROTO_TCP, TCP_ULP, "nothing", 7));
+    SHOW(setsockopt(e.client, IPPROTO_TCP, TCP_CONGESTION, "reno", 4));
+    SHOW(getsockopt(e.client, SOL_SOCKET, SO_ERROR, &value, &length));
+    SHOW(value);
+    SHOW(write(e.client, "out", 3));
+    expect(e.server, "out");
+    close_ends(e);
+}
+
+// Options that need the kernel's own stream, set on a connection that has moved, with bytes under way.
+static void kernel_options(void) {
+    for (int way = 0; way < 4; way++) {
+        struct ends e = make_ends();
+        say("way %d\n", way);
+        SHOW(write(e.client, "0123456789", 10));
+        await_bytes(e.server, 10);
+        if (way == 0) {
+            SHOW(setsockopt(e.server, SOL_SOCKET, SO_RCVLOWAT, &(int){20}, sizeof(int)));
+            SHOW(poll(&(struct pollfd){e.server, POLLIN, 0}, 1, 20));
+            SHOW(write(e.client, "0123456789", 10));
+            SHOW(poll(&(struct pollfd){e.server, POLLIN, 0}, 1, 2000));
+            SHOW(recv(e.server, got, 64, 0));
+            SHOW(write(e.client, "0123456789", 10));
+        }
+        if (way == 1) {
+            SHOW(setsockopt(e.server, SOL_SOCKET, SO_PEEK_OFF, &(int){2}, sizeof(int)));
+            SHOW(recv(e.server, got, 3, MSG_PEEK));
+            SHOW(memcmp(got, "234", 3));
+            SHOW(recv(e.server, got, 3, MSG_PEEK));
+            SHOW(memcmp(got, "567", 3));
+        }
+        if (way == 2) {
+            SHOW(setsockopt(e.client, SOL_SOCKET, SO_ZEROCOPY, &(int){1}, sizeof(int)));
+            SHOW(send(e.client, "zero", 4, MSG_ZEROCOPY));
+            await(e.client, POLLERR);
+            char control[256];
+            SHOW(recvmsg(e.client, &(struct msghdr){.msg_control = control, .msg_controllen = sizeof control}, MSG_ERRQUEUE));
+            expect(e.server, "0123456789zero");
+            SHOW(write(e.client, "0123456789", 10));
+        }
+        if (way == 3) {
+            static char *mapping;
+            struct { uint64_t address; uint32_t length, skip, inq; int32_t error; uint64_t copy; int32_t copied; uint32_t flags; uint64_t control, bytes; uint32_t cflags, reserved; } z = {0};
+            socklen_t length = sizeof z;
+            mapping = mmap(NULL, 65536, PROT_READ, MAP_SHARED, e.server, 0);
+            z.address = (uintptr_t)mapping;
+            z.length = 65536;
+            z.copy = (uintptr_t)got;
+            z.copied = 64;
+            SHOW(getsockopt(e.server, IPPROTO_TCP, 35, &z, &length));
+            say("skip %u copied %d\n", z.skip, z.copied);
+            munmap(mapping, 65536);
+            SHOW(write(e.client, "0123456789", 10));
+        }
+        expect(e.server, "0123456789");
+        SHOW(write(e.server, "back", 4));
+        expect(e.client, "back");
+        close_ends(e);
+    }
+}
+
+// A signal every so often, until the call that it is to interrupt has returned: one alone could come before the call.
+static void tick(int milliseconds) {
+    setitimer(ITIMER_REAL, &(struct itimerval){{0, milliseconds * 1000}, {0, milliseconds * 1000}}, NULL);
+}
+
+// Who writes to `fd` after a while is a child.
+static pid_t later(int fd, const char *text, int milliseconds) {
+    pid_t child = fork();
+    if (!child) {
+        usleep(milliseconds * 1000);
+        _exit(write(fd, text, strlen(text)) < 0);
+    }
+    return child;
+}
+
+static void interruptions(void) {
+    static const int ways[] = {0, SA_RESTART};
+    for (int i = 0; i < 2; i++) {
+        struct ends e = make_ends();
+        say("flags %x\n", ways[i]);
+        handle(SIGALRM, ways[i]);
+        signals_seen = 0;
+        tick(20);
+        pid_t child = later(e.client, "late", 120);
+        SHOW(recv(e.server, got, 64, 0));
+        tick(0);
+        SHOW(signals_seen > 0);
+        while (waitpid(child, NULL, 0) < 0) {}
+        if (!ways[i]) SHOW(recv(e.server, got, 64, 0));
+        // After a part has come, a signal ends MSG_WAITALL in any case.
+        SHOW(write(e.client, "part", 4));
+        tick(20);
+        SHOW(recv(e.server, got, 64, MSG_WAITALL));
+        tick(0);
+        // With a time-out nothing is restarted.
+        SHOW(setsockopt(e.server, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){2, 0}, sizeof(struct timeval)));
+        tick(20);
+        SHOW(recv(e.server, got, 64, 0));
+        tick(0);
+        SHOW(setsockopt(e.server, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){0, 0}, sizeof(struct timeval)));
+        // A write that went in part says so.
+        memset(got, 'w', sizeof got);
+        long sent = fill(e.client), result;
+        tick(30);
+        if (!ways[i]) SHOW(write(e.client, got, 100));
+        SHOW(setsockopt(e.client, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){2, 0}, sizeof(struct timeval)));
+        tick(30);
+        SHOW(write(e.client, got, 100000));
+        tick(0);
+        SHOW(setsockopt(e.client, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){0, 0}, sizeof(struct timeval)));
+        fflush(stdout);
+        pid_t reader = fork();
+        if (!reader) {
+            static char bytes[100000];
+            long left = sent;
+            while (left > 0) {
+                long r = read(e.server, bytes, left < 100000 ? left : 100000);
+                if (r <= 0) _exit(1);
+                left -= r;
+            }
+            pause();
+        }
+        // 64 MiB do not fit anywhere: the signal comes in the middle.
+        static char *much;
+        if (!much) much = calloc(1, 64 << 20);
+        tick(100);
+        result = write(e.client, much, 64 << 20);
+        tick(0);
+        SHOW(result > 0 && result < 64 << 20);
+        kill(reader, SIGKILL);
+        while (waitpid(reader, NULL, 0) < 0) {}
+        close_ends(e);
+    }
+    // Handlers of both kinds: each signal does as its own handler says.
+    handle(SIGUSR1, 0);
+    handle(SIGALRM, SA_RESTART);
+    for (int i = 0; i < 4; i++) {
+        struct ends e = make_ends();
+        int with = i & 1 ? SIGUSR1 : SIGALRM;
+        signals_seen = 0;
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, SIGALRM);
+        // A signal that the program itself holds back changes nothing.
+        if (i >= 2) sigprocmask(SIG_BLOCK, &set, NULL), raise(SIGALRM);
+        pid_t child = fork();
+        if (!child) {
+            for (int k = 0; k < 6; k++) usleep(20000), kill(getppid(), with);
+            _exit(write(e.client, "both", 4) != 4);
+        }
+        SHOW(recv(e.server, got, 64, 0));
+        say("%s %d\n", with == SIGUSR1 ? "SIGUSR1" : "SIGALRM", signals_seen > 0);
+        kill(child, SIGKILL);
+        while (waitpid(child, NULL, 0) < 0) {}
+        sigprocmask(SIG_UNBLOCK, &set, NULL);
+        say("%d\n", signals_seen > 0);
+        close_ends(e);
+    }
+    signal(SIGUSR1, SIG_DFL);
+    // Away by longjmp, then on as if nothing had happened.
+    struct ends e = make_ends();
+    handle(SIGALRM, SA_RESTART);
+    for (int i = 0; i < 3; i++) {
+        jumps = 1;
+        if (!sigsetjmp(back, 1)) {
+            tick(10);
+            SHOW(i == 2 ? poll(&(struct pollfd){e.server, POLLIN, 0}, 1, -1) : recv(e.server, got, 64, i ? MSG_WAITALL : 0));
+        }
+        jumps = 0;
+        tick(0);
+        SHOW(write(e.client, "jumped", 6));
+        expect(e.server, "jumped");
+        SHOW(write(e.server, "jumped", 6));
+        expect(e.client, "jumped");
+    }
+    close_ends(e);
+}
+
+static int cancelled_fd;
+static void *cancelled(void *flags) { return (void *)recv(cancelled_fd, got, 64, (long)flags); }
+
+static void cancellation(void) {
+    struct ends e = make_ends();
+    for (int i = 0; i < 4; i++) {
+        pthread_t thread;
+        void *result = NULL;
+        cancelled_fd = e.server;
+        pthread_create(&thread, NULL, cancelled, (void *)(long)(i & 1 ? MSG_WAITALL : 0));
+        usleep(i < 2 ? 20000 : 0);
+        pthread_cancel(thread);
+        pthread_join(thread, &result);
+        SHOW(result == PTHREAD_CANCELED);
+        SHOW(write(e.client, "cancelled", 9));
+        expect(e.server, "cancelled");
+    }
+    close_ends(e);
+}
+
+static void queues(void) {
+    struct ends e = make_ends();
+    int value = -1;
+    SHOW(ioctl(e.server, FIONREAD, &value) ?: value);
+    SHOW(ioctl(e.client, SIOCOUTQ, &value) ?: value);
+    SHOW(write(e.client, "0123456789", 10));
+    await_bytes(e.server, 10);
+    // What has arrived is acknowledged sooner or later, read or not.
+    for (int i = 0; i < 500; i++) {
+        ioctl(e.client, SIOCOUTQ, &value);
+        if (!value) break;
+        usleep(1000);
+    }
+    SHOW(value);
+    SHOW(ioctl(e.client, SIOCOUTQNSD, &value) ?: value);
+    SHOW(ioctl(e.server, SIOCINQ, &value) ?: value);
+    SHOW(ioctl(e.server, SIOCATMARK, &value) ?: value);
+    SHOW(recv(e.server, got, 4, 0));
+    SHOW(ioctl(e.server, FIONREAD, &value) ?: value);
+    SHOW(ioctl(e.server, SIOCATMARK, &value) ?: value);
+    SHOW(ioctl(e.server, FIOCLEX));
+    SHOW(fcntl(e.server, F_GETFD));
+    SHOW(ioctl(e.server, FIONCLEX));
+    SHOW(ioctl(e.server, FIONBIO, &(int){1}));
+    SHOW(fcntl(e.server, F_GETFL));
+    SHOW(recv(e.server, got, 64, 0));
+    SHOW(recv(e.server, got, 64, 0));
+    SHOW(fcntl(e.server, F_SETFL, O_APPEND | O_RDWR));
+    SHOW(fcntl(e.server, F_GETFL));
+    SHOW(fcntl(e.server, F_DUPFD, 500));
+    SHOW(fcntl(e.server, F_DUPFD_CLOEXEC, 510));
+    SHOW(fcntl(510, F_GETFD));
+    SHOW(write(e.client, "dup", 3));
+    expect(510, "dup");
+    close(500);
+    close(510);
+    close_ends(e);
+}
+
+// What brought other providers down: blocking and not, large after small, many pieces at once.
+static void mixtures(void) {
+    struct ends e = make_ends();
+    static char out[600000];
+    for (size_t i = 0; i < sizeof out; i++) out[i] = i * 13 + i / 509;
+    for (int round = 0; round < 6; round++) {
+        pid_t child = fork();
+        if (!child) {
+            size_t done = 0;
+            struct iovec v[1000];
+            while (done < sizeof out) {
+                long r;
+                size_t left = sizeof out - done;
+                if (done % 3 == 0) {
+                    int pieces = 0;
+                    size_t at = done;
+                    while (pieces < 1000 && at < sizeof out) {
+                        size_t n = pieces % 7 == 3 ? 4096 : 1 + pieces % 5;
+                        if (n > sizeof out - at) n = sizeof out - at;
+                        v[pieces++] = (struct iovec){out + at, n};
+                        at += n;
+                    }
+                    r = writev(e.client, v, pieces);
+                } else if (done % 3 == 1) {
+                    r = send(e.client, out + done, left < 100000 ? left : 100000, MSG_DONTWAIT);
+                    if (r < 0 && errno == EAGAIN) {
+                        poll(&(struct pollfd){e.client, POLLOUT, 0}, 1, -1);
+                        continue;
+                    }
+                } else r = write(e.client, out + done, left < 3 ? left : 3);
+                if (r <= 0) _exit(1);
+                done += r;
+            }
+            _exit(0);
+        }
+        size_t done = 0;
+        while (done < sizeof out) {
+            size_t want = round % 2 ? 70000 : done % 5 ? 17 : 60000;
+            if (want > sizeof out - done) want = sizeof out - done;
+            long r = recv(e.server, got + done, want, round % 3 == 0 ? MSG_WAITALL : round % 3 == 1 ? MSG_DONTWAIT : 0);
+            if (r < 0 && errno == EAGAIN) {
+                poll(&(struct pollfd){e.server, POLLIN, 0}, 1, -1);
+                continue;
+            }
+            if (r <= 0) fail("recv");
+            done += r;
+        }
+        SHOW(memcmp(got, out, sizeof out));
+        int status;
+        waitpid(child, &status, 0);
+        SHOW(status);
+    }
+    close_ends(e);
+}
+
+int main(int count, char **arguments) {
+    moves = !(count > 1 && !strcmp(arguments[1], "plain"));
+    alarm(0);
+    CASE(peeking);
+    CASE(flags);
+    CASE(waiting_for_all);
+    CASE(full);
+    CASE(ends_of_streams);
+    CASE(half_closed);
+    CASE(connected_already);
+    CASE(values);
+    CASE(kernel_options);
+    CASE(interruptions);
+    CASE(cancellation);
+    CASE(queues);
+    CASE(mixtures);
+    printf("%d different\n", failures);
+    return failures != 0;
+}
