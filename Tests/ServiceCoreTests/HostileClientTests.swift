@@ -5,9 +5,10 @@ import Rendezvous
 import ServiceCore
 import SocketTable
 import StreamRing
+import OwnProcess
 import Testing
 
-@Suite("Hostile clients", .serialized) struct HostileClientTests {
+@Suite("Hostile clients", .serialized, .ownProcess) struct HostileClientTests {
     private func wellFormed(_ kind: UInt32) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: Message.bytes)
         bytes.withUnsafeMutableBytes { Message($0.baseAddress!).clear(kind: kind) }
