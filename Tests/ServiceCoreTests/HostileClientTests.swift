@@ -1,11 +1,11 @@
 import CSocketSwitch
 import ControlPlane
 import Glibc
+import OwnProcess
 import Rendezvous
 import ServiceCore
 import SocketTable
 import StreamRing
-import OwnProcess
 import Testing
 
 @Suite("Hostile clients", .serialized, .ownProcess) struct HostileClientTests {
