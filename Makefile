@@ -3,7 +3,7 @@
 # make build  the product, staged in out/: bin/sockswitch, bin/sockswitchd, lib/libsockswitch.so
 # make compatibility  the program matrix: installs the programs, writes Documentation/Compatibility.md (minutes)
 # make conformance   other people's test suites, natively and under the switch, compared test by test (half an hour)
-# make bench  the figures, beside TCP and Unix sockets (minutes)
+# make bench  the main figures, beside TCP and Unix sockets, and puts them into README.md (ten minutes, on a quiet machine)
 # make deps   installs the Debian packages that are missing
 # Every target may be run again; each installs what it misses.
 
@@ -73,7 +73,8 @@ compatibility: build
 
 bench: build
 	$(SWIFT) build -c release --product sockbench
-	$(PYTHON) Benchmarks/run.py --build-dir $(RELEASE)
+	$(PYTHON) Benchmarks/run.py --build-dir $(RELEASE) --core --results Benchmarks/results
+	$(PYTHON) Benchmarks/run.py --readme
 
 clean:
 	rm -rf .build out
