@@ -65,7 +65,7 @@ conformance-short: build
 
 rules:
 	@if [ -x Scripts/check-rules.sh ]; then bash Scripts/check-rules.sh; fi
-	$(PYTHON) Tests/Compatibility/run.py --check programs
+	$(PYTHON) Tests/Compatibility/run.py --check all
 
 compatibility: build
 	@bash Scripts/install-deps.sh compatibility
