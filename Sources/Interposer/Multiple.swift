@@ -78,6 +78,9 @@ func trackedReceiveMessages(
         return ss_real.recvmmsg(fd, list, count, flags, timeout)
     }
     ss_test_cancel()
+    // Unlike recvmsg it reports a reset before the bytes that came first.
+    let pending = flags & Int32(MSG_ERRQUEUE) == 0 ? switchTakeError(fd) : 0
+    if pending < 0 { return answer32(pending) }
     let waitForOne = Int32(0x10000)
     let start = ss_monotonic_ns()
     var flagsNow = flags & ~waitForOne

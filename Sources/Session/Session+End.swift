@@ -21,7 +21,7 @@ extension Session {
             remote.endFlags.store(endFlags)
             publish(line: 3)
             // A peer that waits for room waits in vain.
-            if has(Slot.Flags.readShutDown), connection.pointee.writer == nil { ringSender() }
+            if endFlags & EndFlags.closed != 0, connection.pointee.writer == nil { ringSender() }
             // The FIN must not arrive before the data: without them it would be a lie.
             if let writer = connection.pointee.writer, !writer.flush(upTo: slot.sendPosition.loadRelaxed()), !companionIsLost,
                 !sendsOnTCP
@@ -35,7 +35,7 @@ extension Session {
     /// What the peer is to know after a shutdown. Who neither reads nor writes any more answers the next bytes with a reset,
     /// and that is TCP's to do.
     var endFlags: UInt64 {
-        has(Slot.Flags.readShutDown) ? EndFlags.halfClosed | EndFlags.closed : EndFlags.halfClosed
+        has(Slot.Flags.readShutDown) && !has(Slot.Flags.owesFIN) ? EndFlags.halfClosed | EndFlags.closed : EndFlags.halfClosed
     }
 
     /// The process's last descriptor of the socket is about to be closed. Ends this process's use of the windows; the

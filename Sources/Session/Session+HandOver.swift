@@ -240,6 +240,7 @@ extension Session {
         slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1)
         if has(Slot.Flags.owesFIN) {
             slot.flags.clearBits(Slot.Flags.owesFIN)
+            remote.endFlags.store(endFlags)
             _ = ss_sys_shutdown(connection.pointee.descriptor, Int32(SHUT_WR))
         }
         return true

@@ -37,6 +37,8 @@ extension Session {
                 cursor = MessageCursor(message)
                 result = waitForMore(fd, &wait)
             } else {
+                // At the end of the stream the header is written, too.
+                if result == 0, done == 0 { Session.clearAncillary(message, flags) }
                 if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
                 result = waitToReceive(fd, &wait)
             }
@@ -44,10 +46,13 @@ extension Session {
         }
     }
 
-    /// A receive into no room waits for data, too, and leaves them.
+    /// A receive into no room waits for data, too, and leaves them. The kernel looks at nothing after its first sleep: a
+    /// signal and a time-out end it with 0.
     private func receiveNothing(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
         var byte: UInt8 = 0
-        let result = receiveOneBuffer(fd, &byte, 1, (flags | Int32(MSG_PEEK)) & ~Int32(MSG_WAITALL))
+        var result = receiveOneBuffer(fd, &byte, 1, (flags | Int32(MSG_PEEK)) & ~Int32(MSG_WAITALL))
+        let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
+        if !nonBlocking, result == -Int(EINTR) || result == -Int(EAGAIN) { result = 0 }
         if result >= 0 { Session.clearAncillary(message, flags) }
         return min(result, 0)
     }
@@ -206,8 +211,22 @@ extension Session {
 
     /// The stream is read to its end; `peeked` is what the kernel says of it. A reset is reported once, as the kernel does.
     private func endOfStream(_ peeked: Int) -> Int {
-        slot.flags.setBits(peeked < 0 ? Slot.Flags.tcpEnded | Slot.Flags.peerGone : Slot.Flags.tcpEnded)
+        // After our own SHUT_RD the kernel says 0, too, and the peer's end is still to come.
+        if peeked < 0 || !has(Slot.Flags.readShutDown) {
+            slot.flags.setBits(peeked < 0 ? Slot.Flags.tcpEnded | Slot.Flags.peerGone : Slot.Flags.tcpEnded)
+        }
         return takeReset() ? -Int(ECONNRESET) : peeked
+    }
+
+    /// The error that waits for the next call, as recvmmsg takes it before it looks for data; 0: none.
+    package func takeError(_ fd: Int32) -> Int {
+        var error: Int32 = 0
+        var length = UInt32(MemoryLayout<Int32>.size)
+        if ss_sys_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0, error != 0 {
+            if error == ECONNRESET { slot.flags.setBits(Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
+            return -Int(error)
+        }
+        return takeReset() ? -Int(ECONNRESET) : 0
     }
 
     private func tryReceiveFromCompanion(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {

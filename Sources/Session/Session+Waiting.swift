@@ -304,13 +304,14 @@ extension Session {
     /// Whether this sleep is to hold signals back whose handlers restart: makes its mask. Not while the program itself holds
     /// such a signal back, which would keep the descriptor readable.
     private static func deferRestartingSignals(_ mask: inout UInt64, isKnown: Bool) -> Bool {
-        let state = ss_session_state
-        guard state.signal_descriptor > 0, state.interrupting_signals != 0, state.restarting_signals != 0 else { return false }
+        // Each by itself: other threads change other parts of the record.
+        let restarting = Word(ss_session_state_address(), Int(SS_RESTARTING_SIGNALS_OFFSET)).loadRelaxed()
+        guard restarting != 0, ss_session_state.signal_descriptor > 0, ss_session_state.interrupting_signals != 0 else { return false }
+        if !isKnown, ss_sys_sigprocmask(SIG_BLOCK, nil, &mask) != 0 { return false }
         var pending: UInt64 = 0
-        guard isKnown || ss_sys_sigprocmask(SIG_BLOCK, nil, &mask) == 0, ss_syscall6(Int(SYS_rt_sigpending), withUnsafeMutablePointer(to: &pending) { Int(bitPattern: $0) }, 8, 0, 0, 0, 0) == 0,
-            pending & mask & state.restarting_signals == 0
-        else { return false }
-        mask |= state.restarting_signals
+        let asked = withUnsafeMutablePointer(to: &pending) { ss_syscall6(Int(SYS_rt_sigpending), Int(bitPattern: $0), 8, 0, 0, 0, 0) }
+        guard asked == 0, pending & mask & restarting == 0 else { return false }
+        mask |= restarting
         return true
     }
 

@@ -229,6 +229,12 @@ package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<m
     return session.receive(fd, message, flags)
 }
 
+/// What recvmmsg looks at before its first message: 0, or the error that waits.
+package func switchTakeError(_ fd: Int32) -> Int {
+    guard let index = socketIndex(fd) else { return 0 }
+    return sessionOf(index).takeError(fd)
+}
+
 package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
     guard let index = socketIndex(out) else { return ownOr(out) { ss_sys_sendfile(out, input, offset, count) } }
     let session = sessionOf(index)
@@ -293,17 +299,26 @@ package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
 private func needsTCP(_ level: Int32, _ name: Int32) -> Bool {
     if level == SOL_SOCKET {
         return name == SO_OOBINLINE || name == SO_PEEK_OFF || name == 60 /* SO_ZEROCOPY */ || name == SO_ATTACH_FILTER
-            || name == SO_RCVLOWAT || name == 50 /* SO_ATTACH_BPF */
+            || name == SO_RCVLOWAT || name == 50 /* SO_ATTACH_BPF */ || addsControlMessages(level, name)
     }
     // TCP_REPAIR, TCP_ULP (kTLS), TCP_ZEROCOPY_RECEIVE
-    return level == 6 && (name == 19 || name == 31 || name == 35)
+    return level == 6 && (name == 19 || name == 31 || name == 35) || addsControlMessages(level, name)
 }
 
-/// Everybody waits for one byte.
+/// What is received comes with a control message that only the kernel can write: SO_TIMESTAMP, SO_TIMESTAMPNS and
+/// SO_TIMESTAMPING with their newer forms; TCP_INQ.
+private func addsControlMessages(_ level: Int32, _ name: Int32) -> Bool {
+    if level == 6 { return name == 36 }
+    return level == SOL_SOCKET && (name == 29 || name == 35 || name == 37 || name >= 63 && name <= 65)
+}
+
+/// Everybody waits for one byte; and what is turned off needs nobody.
 private func isOrdinary(_ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Bool {
-    var bytes: Int32 = 0
-    guard level == SOL_SOCKET, name == SO_RCVLOWAT, length >= 4, ss_copy_program_memory(&bytes, value, 4) == 0 else { return false }
-    return bytes == 0 || bytes == 1
+    var number: Int32 = 0
+    guard level == SOL_SOCKET && name == SO_RCVLOWAT || addsControlMessages(level, name), length >= 4,
+        ss_copy_program_memory(&number, value, 4) == 0
+    else { return false }
+    return number == 0 || number == 1 && name == SO_RCVLOWAT
 }
 
 /// fcntl with its third argument as a machine word (pointer or integer).

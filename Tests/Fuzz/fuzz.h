@@ -139,16 +139,16 @@ struct shared {
     int step, world;
     uint64_t lastSign;
     const char *phase;
-    bool toggled, differs, isError;
+    bool toggled, timed, differs, isError;
     int failedStep;
-    char verdict[4096];
+    char verdict[4096], detail[300];
     char results[MAXIMUM_STEPS][256];
     struct statistics statistics;
 };
 extern struct shared *shared;
 
 struct options {
-    bool badPointers, urgent, splices, exactRestarts;
+    bool badPointers, urgent, splices, exactRestarts, sharedEpoll;
     const char *service;
 };
 extern struct options options;

@@ -32,6 +32,19 @@ static bool matches(const void *from, int end, uint64_t position, size_t count) 
         if (bytes[i] != byte_at(end, position + i)) return false;
     return true;
 }
+/// Where the bytes really come from, for the report.
+static void explain(const unsigned char *bytes, int end, uint64_t position, size_t count) {
+    size_t at = 0;
+    while (at < count && bytes[at] == byte_at(end, position + at)) at++;
+    size_t rest = count - at < 64 ? count - at : 64;
+    int64_t distance = 0;
+    bool isFound = false;
+    for (int64_t d = -300000; d < 300000 && !isFound; d++)
+        if ((int64_t)(position + at) + d >= 0 && matches(bytes + at, end, position + at + (uint64_t)d, rest)) distance = d, isFound = true;
+    snprintf(shared->detail, sizeof shared->detail, "byte %zu of %zu, position %llu, is wrong; %s %lld", at, count,
+             (unsigned long long)(position + at), isFound && rest > 3 ? "there are the bytes of a position that differs by" : "found nowhere",
+             (long long)distance);
+}
 static bool is_untouched(const void *from, size_t count) {
     const unsigned char *bytes = from;
     for (size_t i = 0; i < count; i++)
@@ -144,7 +157,7 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
         if (size * count > 1 << 20) size = (1 << 20) / count;
     }
     char *from = memory_for(step, size * count);
-    fill(step->memory == HALF ? from : buffer, step->end, end->sent, step->memory == HALF ? accessible(step, size) : size * count);
+    fill(step->memory == HALF ? from : buffer, step->end, end->sent, step->memory == HALF ? accessible(step, size * count) : size * count);
     out->isAmountFree = under_way(world, step->end) + size * count > end->limit
         || (step->memory == HALF && size > 1);
     struct iovec pieces[64];
@@ -200,8 +213,9 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
         moved = out->value;
     }
     out->error = out->value < 0 ? errno : 0;
+    int interruptions = ticks;
     stop_ticking();
-    out->waited = ticks >= (options.exactRestarts ? 3 : 2);
+    out->waited = step->restarts && out->error == EINTR && interruptions >= (options.exactRestarts ? 3 : 2);
     out->signals = pipes;
     if (moved > 0) {
         end->sent += (uint64_t)moved;
@@ -276,21 +290,23 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
         }
         out->value = call->recvmmsg(fd, list, (unsigned)count, flags, NULL);
         for (int i = 0; i < out->value; i++) {
-            // Only the last message may be short, so the bytes lie together.
+            // Any of them may be short: bytes arrive, and carriers change, between two. Each one that only looks sees the same.
+            uint64_t from = end->received + (flags & MSG_PEEK ? 0 : (uint64_t)moved);
+            if (!(flags & MSG_TRUNC) && !matches(to + (size_t)i * size, sender, from, list[i].msg_len)) out->wrongBytes = true;
             moved += list[i].msg_len;
             if (!out->isAmountFree && out->extras + 1 < EXTRAS) {
                 out->extra[out->extras++] = (int32_t)list[i].msg_len;
                 out->extra[out->extras++] = list[i].msg_hdr.msg_flags;
             }
-            if (i + 1 < out->value && list[i].msg_len < size && list[i + 1].msg_len > 0) out->wrongBytes = true;
         }
         break;
     }
     default: break;
     }
     out->error = out->value < 0 ? errno : 0;
+    int interruptions = ticks;
     stop_ticking();
-    out->waited = ticks >= (options.exactRestarts ? 3 : 2);
+    out->waited = step->restarts && out->error == EINTR && interruptions >= (options.exactRestarts ? 3 : 2);
     out->signals = pipes;
     if (moved > 0) {
         bool discards = flags & MSG_TRUNC, keeps = flags & MSG_PEEK;
@@ -298,9 +314,11 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
         out->carried = !keeps;
         if ((uint64_t)moved > accessible(step, total) && !discards) out->wrongBytes = true;
         else if (discards) out->wrongBytes |= !is_untouched(buffer, total);
-        else out->wrongBytes |= !matches(to, sender, end->received, (size_t)moved);
+        else if (step->operation != RECVMMSG) out->wrongBytes |= !matches(to, sender, end->received, (size_t)moved);
         if (!discards && step->memory == GOOD && step->operation != RECVMMSG)
             out->wrongBytes |= !is_untouched(buffer + moved, total + SLACK - (size_t)moved);
+        if (out->wrongBytes && !discards && to && (uint64_t)moved <= accessible(step, total))
+            explain((unsigned char *)to, sender, end->received, (size_t)moved);
         if (!keeps) end->received += (uint64_t)moved;
     } else if (step->memory == GOOD) {
         out->wrongBytes |= !is_untouched(buffer, total + SLACK);
@@ -468,7 +486,7 @@ static const struct { int level, name; } gettable[] = {
     {SOL_SOCKET, SO_TYPE}, {SOL_SOCKET, SO_PROTOCOL}, {SOL_SOCKET, SO_DOMAIN}, {SOL_SOCKET, SO_ERROR}, {SOL_SOCKET, SO_KEEPALIVE},
     {SOL_SOCKET, SO_LINGER}, {SOL_SOCKET, SO_REUSEADDR}, {SOL_SOCKET, SO_OOBINLINE}, {SOL_SOCKET, SO_RCVLOWAT},
     {SOL_SOCKET, SO_SNDLOWAT}, {SOL_SOCKET, SO_ACCEPTCONN}, {SOL_SOCKET, SO_PRIORITY}, {SOL_SOCKET, SO_RCVTIMEO},
-    {SOL_SOCKET, SO_PEEK_OFF}, {SOL_SOCKET, 9999}, {IPPROTO_TCP, TCP_NODELAY}, {IPPROTO_TCP, TCP_CORK}, {IPPROTO_TCP, TCP_MAXSEG},
+    {SOL_SOCKET, SO_PEEK_OFF}, {SOL_SOCKET, 9999}, {IPPROTO_TCP, TCP_NODELAY}, {IPPROTO_TCP, TCP_CORK},
     {IPPROTO_TCP, TCP_KEEPIDLE}, {IPPROTO_TCP, TCP_KEEPINTVL}, {IPPROTO_TCP, TCP_USER_TIMEOUT}, {IPPROTO_TCP, 9999},
     {IPPROTO_IP, IP_TOS}, {IPPROTO_IP, IP_TTL}, {77, 77},
 };
@@ -489,6 +507,7 @@ static void option_step(const struct step *step, int world, int fd, struct outco
         } else {
             value.number = number;
         }
+        if (isTime) shared->timed = true;
         if (b >> 28 == 3) length = b >> 20 & 7;
         out->value = calls[world].setsockopt(fd, level, name, b >> 28 == 5 ? NULL : &value, length);
         // From now on TCP may take and hold less than a ring.
@@ -533,7 +552,9 @@ static void misuse_step(const struct step *step, int world, int fd, struct outco
     case 0: out->value = calls[world].connect(fd, (struct sockaddr *)&address, shared->plan.inet6 ? 28 : sizeof address); break;
     case 1: out->value = calls[world].connect(fd, (struct sockaddr *)&address, 3); break;
     case 2: out->value = calls[world].listen(fd, 5); break;
-    case 3: out->value = calls[world].bind(fd, (struct sockaddr *)&address, sizeof address); break;
+    case 3:
+        address.sin_port = 0;
+        out->value = calls[world].bind(fd, (struct sockaddr *)&address, sizeof address); break;
     case 4: out->value = calls[world].accept(fd, NULL, NULL); break;
     case 5: out->value = calls[world].shutdown(fd, 3 + step->b % 7); break;
     case 6: out->value = calls[world].readv(fd, &piece, -1); break;

@@ -274,7 +274,9 @@ static bool take(const struct step *step, int index) {
         if (under_way(NATIVE, step->end) > shared->ends[NATIVE][step->end].limit) return true;
     }
     for (int w = 0; w < WORLDS; w++) {
-        int actor = holder(w, step->end, step->actor);
+        // An epoll set is used by one process.
+        bool isEpoll = step->operation == EPOLL_CTL || step->operation == EPOLL_WAIT;
+        int actor = holder(w, step->end, isEpoll && !options.sharedEpoll ? 0 : step->actor);
         shared->outcome[w] = (struct outcome){.skipped = true};
         if (actor < 0) continue;
         shared->world = w;
@@ -357,6 +359,8 @@ void run_plan(void) {
         shared->isError = true;
         return;
     }
+    // It moves by itself in the middle.
+    shared->toggled = !plan->moveFirst;
     shared->statistics.sequences++;
     for (int i = 0; i < plan->count; i++)
         if (shared->enabled[i] && !take(&plan->steps[i], i)) return;

@@ -99,6 +99,7 @@ extension SessionTests {
                 let buffer = Buffer(100)
                 #expect(say(pair.a, "ring ") == 5)
                 #expect(pair.sendOverTCP(pair.a, "tcp", 3) == 3)
+                while pair.b.session.queuedBytes(pair.b.fd) < 8 { sched_yield() }
                 #expect(pair.b.receive(buffer.bytes, 100, Int(MSG_PEEK)) == 8)
                 #expect(memcmp(buffer.bytes, "ring tcp", 8) == 0)
                 #expect(pair.b.receive(buffer.bytes, pieces: [1, 2, 1, 90]) == 8)
@@ -115,6 +116,7 @@ extension SessionTests {
                 }
                 // The last of them went into the ring.
                 #expect(pair.sendOverTCP(a, "tcp", 3) == 3)
+                while b.session.queuedBytes(b.fd) < sent + 3 { sched_yield() }
                 #expect(b.receive(buffer.bytes, pieces: [1, 1, 1 << 15], Int(MSG_PEEK)) >= sent)
                 #expect(b.receive(buffer.bytes, pieces: [1, 1, 1 << 15]) == sent + 3)
                 #expect(memcmp(buffer.bytes + sent, "tcp", 3) == 0)
@@ -134,6 +136,48 @@ extension SessionTests {
                 #expect(!pair.b.session.sendsOnTCP)
                 pair.b.shutDown(1)
                 #expect(hear(pair.a, 1) == "<0>")
+            }
+        }
+
+        @Test("Whoever shut down both ways resets what comes later, as on TCP", arguments: ProviderUnderTest.allCases, [[2], [0, 1], [1, 0]])
+        func shutDownBothWays(_ provider: ProviderUnderTest, _ ways: [Int32]) throws {
+            try withPair(provider) { pair in
+                #expect(say(pair.b, "before") == 6)
+                while pair.a.session.queuedBytes(pair.a.fd) < 6 { sched_yield() }
+                for way in ways { pair.a.shutDown(way) }
+                #expect(hear(pair.b, 1) == "<0>")
+                #expect(hear(pair.a, 6) == "before")
+                #expect(say(pair.b, "after") == 5)
+                var entry = pollfd(fd: pair.b.fd, events: 0, revents: 0)
+                #expect(poll(&entry, 1, -1) == 1)
+                let answer = say(pair.b, "more")
+                #expect(answer == -Int(EPIPE) || answer == -Int(ECONNRESET))
+                #expect(hear(pair.a, 1) == "<-\(ECONNRESET)>")
+                #expect(hear(pair.a, 1) == "<0>")
+            }
+        }
+
+        @Test("A message header is written at the end of the stream, too", arguments: ProviderUnderTest.allCases)
+        func headerAtTheEnd(_ provider: ProviderUnderTest) throws {
+            try withPair(provider) { pair in
+                pair.a.shutDown(1)
+                var bytes = [UInt8](repeating: 0, count: 64)
+                bytes.withUnsafeMutableBytes { bytes in
+                    var piece = iovec(iov_base: bytes.baseAddress, iov_len: 8)
+                    var message = msghdr()
+                    message.msg_name = bytes.baseAddress
+                    message.msg_namelen = 16
+                    message.msg_control = bytes.baseAddress
+                    message.msg_controllen = 32
+                    message.msg_flags = 0x55
+                    let result = withUnsafeMutablePointer(to: &piece) { piece in
+                        message.msg_iov = piece
+                        message.msg_iovlen = 1
+                        return pair.b.session.receive(pair.b.fd, &message, 0)
+                    }
+                    #expect(result == 0)
+                    #expect(message.msg_namelen == 0 && message.msg_controllen == 0 && message.msg_flags == 0)
+                }
             }
         }
 

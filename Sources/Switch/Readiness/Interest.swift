@@ -14,9 +14,12 @@ enum Interest {
     static var writeBand: UInt32 { 0x200 }
     static var readHangUp: UInt32 { 0x2000 }
 
-    /// What a program asks for to learn that it may read.
-    static var reading: UInt32 { input | readNormal | readBand }
-    static var writing: UInt32 { output | writeNormal | writeBand }
+    /// What a program asks for to learn that it may read. (TCP knows no bands: it never reports these two events.)
+    static var reading: UInt32 { input | readNormal }
+    static var writing: UInt32 { output | writeNormal }
+    /// What select asks for, of other kinds of descriptors, too.
+    static var selectReading: UInt32 { reading | readBand }
+    static var selectWriting: UInt32 { writing | writeBand }
 
     static var edgeTriggered: UInt32 { 1 << 31 }
     static var oneShot: UInt32 { 1 << 30 }

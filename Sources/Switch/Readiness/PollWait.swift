@@ -319,7 +319,8 @@ struct PollWaiter {
         vainWakeUps &+= 1
         leavesDoorbellsOut = false
         silenceDoorbells()
-        return PollWaiter.goOn
+        // What wakes us for nothing again and again must not keep the call beyond its time.
+        return deadline != Deadline.never && now >= deadline ? 0 : PollWaiter.goOn
     }
 
     /// Builds the kernel's list and arms the dual sockets. False: a plain socket has become dual meanwhile, and there is no

@@ -33,8 +33,8 @@ private struct SelectSets {
     let write: UnsafeMutableRawPointer?
     let except: UnsafeMutableRawPointer?
 
-    private static var readable: UInt32 { Interest.reading | Interest.hangUp | Interest.error | Interest.invalid }
-    private static var writable: UInt32 { Interest.writing | Interest.error | Interest.invalid }
+    private static var readable: UInt32 { Interest.selectReading | Interest.hangUp | Interest.error | Interest.invalid }
+    private static var writable: UInt32 { Interest.selectWriting | Interest.error | Interest.invalid }
     private static var exceptional: UInt32 { Interest.priority | Interest.invalid }
 
     /// The bits of word `index`, without those at or above `count`.
@@ -89,8 +89,8 @@ private struct SelectSets {
                 let fd = Int32(index * 64 + bits.trailingZeroBitCount)
                 bits &= bits &- 1
                 var events: UInt32 = 0
-                if SelectSets.has(read, fd) { events |= Interest.reading }
-                if SelectSets.has(write, fd) { events |= Interest.writing }
+                if SelectSets.has(read, fd) { events |= Interest.selectReading }
+                if SelectSets.has(write, fd) { events |= Interest.selectWriting }
                 if SelectSets.has(except, fd) { events |= Interest.priority }
                 list[total] = pollfd(fd: fd, events: Int16(truncatingIfNeeded: events), revents: 0)
                 total &+= 1
