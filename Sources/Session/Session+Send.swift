@@ -242,7 +242,7 @@ extension Session {
 
     /// Looks at the TCP socket for an end of the stream and remembers it. A FIN without a half-close means that the peer's
     /// process is gone: nobody will read the ring, and the kernel knows what a write deserves.
-    func noteTCPEnd(_ fd: Int32) {
+    package func noteTCPEnd(_ fd: Int32) {
         if has(Slot.Flags.peerGone) { return }
         var entry = pollfd(fd: fd, events: Int16(POLLRDHUP), revents: 0)
         var now = timespec(tv_sec: 0, tv_nsec: 0)

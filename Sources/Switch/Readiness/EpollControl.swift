@@ -174,7 +174,9 @@ struct SocketControl {
             sessionOf(socket).slot.holders.load() == 1
         else { return false }
         let container = root.set(Int(one.set))
-        guard container.descriptor == set, container.lock.lock() == .acquired else { return false }
+        // In a nested set it would not be without a voice.
+        guard container.descriptor == set, !container.has(EpollSet.Flags.nested), container.lock.lock() == .acquired
+        else { return false }
         container.makeCold(root, index)
         one.remove(Registration.State.look | Registration.State.edge | Registration.State.starved)
         one.insert(Registration.State.dormant | Registration.State.disabled)
@@ -290,7 +292,7 @@ struct SocketControl {
         let one = root.registration(index)
         if one.has(Registration.State.dormant) { return -Int(ENOENT) }
         if putToSleep(index) { return 0 }
-        let absent = one.has(Registration.State.absent)
+        let absent = one.has(Registration.State.absent) || one.has(Registration.State.dual) && one.kernelEvents == 0
         let result = absent ? 0 : ss_sys_epoll_ctl(set, ControlOperation.delete, fd, event)
         // ENOENT: another process that shares the set has deleted it.
         if result == 0 || result == -Int(ENOENT) {

@@ -139,14 +139,15 @@ struct EpollWaiter {
 
     /// Events that the kernel has now, without ours, appended at `count`.
     private func askKernel(_ count: Int, _ room: Int, _ mask: UnsafeRawPointer?) -> Int {
-        var rounds = 0
+        var rounds: UInt64 = 0
         while true {
             let found = ss_sys_epoll_pwait(descriptor, ss_event_at(events, count), Int32(truncatingIfNeeded: room), 0, mask)
             if found < 0 { return found }
             let kept = sift(count, found)
             rounds &+= 1
-            // Nothing but our own, and there may be more behind them.
-            if kept > count || found < room || rounds == 4 { return kept }
+            // Nothing but our own, and there may be more behind them: with little room as many rounds as there are sockets with
+            // two edges each. (More come only from peers that are busy this very moment.)
+            if kept > count || found < room || rounds >= 4 &+ 2 &* set.dualCount.loadRelaxed() { return kept }
         }
     }
 

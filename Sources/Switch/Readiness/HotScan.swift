@@ -203,10 +203,11 @@ extension EpollSet {
         let one = root.registration(index)
         let needed = one.neededKernelEvents(sendsOnTCP: sessionOf(one.socket).sendsOnTCP)
         if needed & ~one.kernelEvents == 0 { return }
+        let operation = one.kernelEvents == 0 ? ControlOperation.add : ControlOperation.modify
         one.kernelEvents |= needed
         var event = epoll_event()
         ss_event_set(&event, 0, one.kernelEvents, Tag.make(root, index, one.generation, doorbell: false))
-        _ = ss_sys_epoll_ctl(descriptor, ControlOperation.modify, one.descriptor, &event)
+        _ = ss_sys_epoll_ctl(descriptor, operation, one.descriptor, &event)
     }
 
     /// Every dual registration becomes hot.
@@ -355,6 +356,8 @@ extension EpollSet {
     func kick(_ root: ReadinessRoot, _ index: UInt32) {
         let one = root.registration(index)
         let session = sessionOf(one.socket)
+        // Silent, and not in the kernel's set.
+        if one.kernelEvents == 0 { return }
         one.kernelEvents |= Interest.output
         var event = epoll_event()
         ss_event_set(&event, 0, one.kernelEvents, Tag.make(root, index, one.generation, doorbell: false))

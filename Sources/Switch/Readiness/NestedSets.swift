@@ -37,8 +37,9 @@ extension EpollSet {
         while index != 0 {
             let one = root.registration(index)
             one.users.add(1)
-            if one.has(Registration.State.dual) { retract(root, index) }
+            let isReady = one.has(Registration.State.dual) && !retract(root, index)
             one.users.subtract(1)
+            if isReady { break }
             // Gone, while the lock was not held: what is left is looked at next time.
             if !one.has(Registration.State.live) { break }
             index = one.nextInSet
@@ -53,22 +54,34 @@ extension EpollSet {
     }
 
     /// One registration that is not ready: armed, not kicked any more, and its bell silent. Under the lock, which is let go for
-    /// the bell.
-    private func retract(_ root: ReadinessRoot, _ index: UInt32) {
+    /// the bell. False: it is ready after all, by an end of the stream that nobody had noticed.
+    private func retract(_ root: ReadinessRoot, _ index: UInt32) -> Bool {
         let one = root.registration(index)
         let session = sessionOf(one.socket)
-        let needed = one.neededKernelEvents(sendsOnTCP: session.sendsOnTCP)
+        if session.enterWatch() {
+            session.noteTCPEnd(one.polled)
+            session.leaveWatch(0)
+        }
+        if one.isReadyNow() { return false }
+        // One that reports nothing (fired, or deleted) is taken out, since the kernel always reports errors; `rearm` has the
+        // kernel watch again.
+        let isSilent = one.has(Registration.State.disabled)
+        var needed = isSilent ? 0 : one.neededKernelEvents(sendsOnTCP: session.sendsOnTCP)
+        // An end, or our own SHUT_RD, is there for ever: who is not ready by it has not asked for it. (An edge may be on its way.)
+        if !session.mayWatchForEnd, !one.isEdgeTriggered { needed &= ~(Interest.input | Interest.readHangUp) }
         // (A number that was closed may have been given to the same socket again.)
         if one.kernelEvents != needed, socketIndex(one.descriptor) == one.socket {
             one.kernelEvents = needed
             var event = epoll_event()
             ss_event_set(&event, 0, needed, Tag.make(root, index, one.generation, doorbell: false))
-            _ = ss_sys_epoll_ctl(descriptor, ControlOperation.modify, one.descriptor, &event)
+            let operation = isSilent ? ControlOperation.delete : ControlOperation.modify
+            _ = ss_sys_epoll_ctl(descriptor, operation, one.descriptor, &event)
         }
         one.arm()
         lock.unlock()
         silenceForNestedSets(root, one.socket)
         _ = lock.lock()
+        return true
     }
 }
 

@@ -66,7 +66,7 @@ struct Registration {
         get { HalfWord(base, 24).loadRelaxed() }
         nonmutating set { HalfWord(base, 24).store(newValue) }
     }
-    /// What the kernel watches of a dual socket's TCP carrier.
+    /// What the kernel watches of a dual socket's TCP carrier; 0: it is not in the kernel's set (`NestedSets`).
     @inline(__always) var kernelEvents: UInt32 { get { half(28).pointee } nonmutating set { half(28).pointee = newValue } }
     @inline(__always) var hotNext: UInt32 { get { half(32).pointee } nonmutating set { half(32).pointee = newValue } }
     @inline(__always) var hotPrevious: UInt32 { get { half(36).pointee } nonmutating set { half(36).pointee = newValue } }

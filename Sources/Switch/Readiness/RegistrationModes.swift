@@ -203,6 +203,8 @@ extension ReadinessRoot {
         if one.has(Registration.State.dual) { container.dualCount.subtract(1) }
         one.state = 0
         if outcome == .acquired { container.lock.unlock() }
+        // It may have been the one by which the kernel calls a nested set ready.
+        if container.has(EpollSet.Flags.nested), container.hotCount != 0 { container.handOver(self) }
         unlinkFromSocket(index)
         waitForUsers(of: index)
         let registrations = sessionOf(one.socket).slot.epollRegistrations

@@ -119,7 +119,6 @@ static void settle(void) {
 
 struct found {
     uint32_t events[TARGETS];
-    int count;
 };
 
 static long wait_once(int world, int set, int way, int timeout, struct epoll_event *events, int maximum) {
@@ -143,8 +142,9 @@ static long collect(int world, int set, int way, int timeout, int maximum, struc
     for (long i = 0; i < count; i++) {
         uint64_t target = events[i].data.u64 ^ 0x5EED0000u;
         if (target >= TARGETS) fail("%s: epoll_wait: data %lx", names[world], events[i].data.u64);
+        for (long k = 0; k < i; k++)
+            if (events[k].data.u64 == events[i].data.u64) fail("%s: target %lu twice in one answer", names[world], target);
         found->events[target] |= events[i].events;
-        found->count++;
     }
     return count;
 }
