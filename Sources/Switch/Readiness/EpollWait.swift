@@ -97,7 +97,7 @@ struct EpollWaiter {
                 if share > 0 {
                     count = askKernel(0, share, nil)
                     if count < 0 { return leave(count) }
-                    set.lastKernelPoll.storeRelaxed(now)
+                    noteKernelPoll(now, count)
                     kernelLooked = share == maximum && mask == nil
                 }
             }
@@ -106,7 +106,7 @@ struct EpollWaiter {
             if !kernelLooked {
                 count = askKernel(0, maximum, deadline == Deadline.now ? mask : nil)
                 if count < 0 { return leave(count) }
-                set.lastKernelPoll.storeRelaxed(now)
+                noteKernelPoll(now, count)
                 count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now)
                 if count > 0 { return leave(count) }
             }
@@ -124,6 +124,10 @@ struct EpollWaiter {
             if count != EpollWaiter.goOn { return leave(count) }
         }
     }
+
+    /// The kernel was asked. If it had something of the program's, it most likely has it the next time, too, and is asked
+    /// then, however soon: two calls in a row must not tell different stories.
+    private func noteKernelPoll(_ now: UInt64, _ count: Int) { set.lastKernelPoll.storeRelaxed(count > 0 ? 0 : now) }
 
     /// How many events the kernel may report before the hot sockets are looked at: all but one for each of them, and at least
     /// half. It is asked only once: what is level-triggered it would report again. A call that only looks wants to know
@@ -242,9 +246,9 @@ struct EpollWaiter {
             now = ss_monotonic_ns()
             var count = 0
             if now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
-                set.lastKernelPoll.storeRelaxed(now)
                 count = askKernel(0, maximum, nil)
                 if count < 0 { return count }
+                noteKernelPoll(now, count)
             }
             count = set.scan(root, events, count, maximum, now, mayAsk: false)
             // Somebody else has the processor: who sleeps gets it back sooner than who yields.
@@ -294,13 +298,14 @@ struct EpollWaiter {
         stopSleeping()
         if count < 0 { return count }
         now = ss_monotonic_ns()
-        set.lastKernelPoll.storeRelaxed(now)
         if count > 0, now &- start < SpinBudget.maximum {
             // Woken sooner than a wake-up costs: looking a little longer would have been cheaper.
             set.spinNanoseconds.storeRelaxed(SpinBudget.afterShortSleep(set.spinNanoseconds.loadRelaxed()))
         }
         let isOver = deadline != Deadline.never && now >= deadline
-        count = set.scan(root, events, sift(0, count), maximum, now, mayAsk: isOver)
+        count = sift(0, count)
+        noteKernelPoll(now, count)
+        count = set.scan(root, events, count, maximum, now, mayAsk: isOver)
         if count > 0 || isOver { return count }
         return EpollWaiter.goOn
     }

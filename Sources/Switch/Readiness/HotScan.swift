@@ -39,8 +39,11 @@ extension Registration {
                 || events & Interest.priority != 0
             else { return 0 }
             if !mayAsk, state & State.look == 0, now &- lastKernelLook < kernelPollNanoseconds { return 0 }
-            lastKernelLook = now
             remove(State.look)
+            let found = session.readiness(polled, events & Interest.events)
+            // What TCP has, it has the next time, too.
+            lastKernelLook = found == 0 ? now : 0
+            return found
         }
         return session.readiness(polled, events & Interest.events)
     }
