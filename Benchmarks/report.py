@@ -15,8 +15,18 @@ BEGIN, END = "<!-- figures: written by Benchmarks/run.py --readme -->\n", "<!-- 
 
 
 def median_of(rounds):
-    keys = {key for result in rounds for key in result}
+    keys = {key for result in rounds for key in result} - {"round"}
     return {key: statistics.median(result[key] for result in rounds if key in result) for key in sorted(keys)}
+
+
+def gain(kind, rounds):
+    """How many times better than TCP, as the median over the rounds of both in one round: the machine's speed drifts, and what
+    ran side by side drifted alike. None when there is no such round."""
+    def worth(result):
+        return 1 / result["p50"] if kind == "latency" else result["perSecond"]
+    of_tcp = {result["round"]: worth(result) for result in rounds.get("tcp", [])}
+    pairs = [worth(result) / of_tcp[result["round"]] for result in rounds.get("switched", []) if result["round"] in of_tcp]
+    return statistics.median(pairs) if pairs else None
 
 
 def number(value):
@@ -44,13 +54,9 @@ def table(results):
             row = entry["places"].get(place)
             if row is None:
                 continue
-            gain = "–"
-            if row.get("switched") and row.get("tcp"):
-                if entry["kind"] == "latency":
-                    gain = f"{row['tcp']['p50'] / row['switched']['p50']:.1f} ×"
-                else:
-                    gain = f"{row['switched']['perSecond'] / row['tcp']['perSecond']:.2f} ×"
-            lines.append(f"| {entry['name']} | {place} | " + " | ".join(cell(entry["kind"], row.get(way)) for way in WAYS) + f" | {gain} |")
+            of_tcp = entry["gains"][place]
+            times = f"{of_tcp:.2f} ×" if of_tcp else "–"
+            lines.append(f"| {entry['name']} | {place} | " + " | ".join(cell(entry["kind"], row.get(way)) for way in WAYS) + f" | {times} |")
             lines.append("| … CPU µs each | | " + " | ".join(
                 number(row[way]["cpuMicrosecondsEach"]) if row.get(way) else "–" for way in WAYS) + " | |")
     return "\n".join(lines)
@@ -82,9 +88,8 @@ def readme_table(results):
 
 def short_connections(results):
     """What watching costs a connection that carries one request and stays on TCP."""
-    places = next((entry["places"] for entry in results if entry["name"].startswith("connect")), {})
-    parts = [f"{row['switched']['perSecond'] / row['tcp']['perSecond']:.2f} on {place}"
-             for place, row in places.items() if row.get("tcp") and row.get("switched")]
+    gains = next((entry["gains"] for entry in results if entry["name"].startswith("connect")), {})
+    parts = [f"{times:.2f} on {place}" for place, times in gains.items() if times]
     return f"Connections that carry one request stay on TCP; their rate, as a part of TCP's: {', '.join(parts)}.\n" if parts else ""
 
 
