@@ -23,7 +23,8 @@ import CSocketSwitch
 /// Every announcement is answered exactly once, by `paired` or `refused` with its slot and generation, unless it was
 /// withdrawn; an answer that crossed the `withdraw` on its way is void, and its descriptors are to be closed. A second
 /// announcement of one connection by the same end takes the first one's place; the first is refused if it came from
-/// another slot.
+/// another slot. When the `withdraw`, or the end of the client, crosses a `paired`, the service rejects the segment in
+/// that side's name, so that the other end does not wait for it.
 ///
 /// After `paired` or `refused` was sent the service raises the mailbox word of the process's entry in its arena.
 package enum MessageKind {
@@ -104,6 +105,8 @@ package enum Segment {
     package static var maximumMessageBytes: Int { 256 }
     package static var windowBytes: Int { 4096 + (1 << 20) }
     package static var mailboxLengthOffset: Int { 8 }
+    /// The length that says that the side has rejected or given up the connection.
+    package static var rejectedLength: UInt64 { UInt64.max }
     package static var mailboxMessageOffset: Int { 16 }
     package static var mailboxReadOffset: Int { 16 + 256 }
     package static func mailboxOffset(side: Int) -> Int { side * mailboxBytes }

@@ -35,6 +35,7 @@ struct PairDescriptors {
 /// A connection that was paired, for as long as both its slots stand for it.
 struct Pair {
     struct End {
+        var client: UInt64
         var arena: SharedArena
         var slot: Int
         var generation: UInt64
@@ -45,7 +46,10 @@ struct Pair {
         }
     }
 
+    /// In the order of the segment's sides.
     var ends: [End]
+    /// Kept until both sides have said something; nil when it could not be mapped, too.
+    var mailboxes: SegmentMailboxes?
     /// Kept to wake sleepers when the operator switches off; empty when the service is short of descriptors.
     var doorbells: [Descriptor]
 
@@ -56,5 +60,33 @@ struct Pair {
             var one: UInt64 = 1
             _ = ss_sys_write(doorbell.raw, &one, 8)
         }
+    }
+}
+
+/// The service's mapping of the first page of a segment: it speaks there for a side that is gone, or has taken its
+/// announcement back, before it could know that it was paired. Otherwise the other side would wait for its hello for ever.
+final class SegmentMailboxes {
+    private let base: UnsafeMutableRawPointer
+    private static let bytes = Segment.windowOffset(side: 0)
+
+    init?(of segment: Descriptor) {
+        let address = ss_sys_mmap(nil, SegmentMailboxes.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment.raw, 0)
+        guard address > 0, let base = UnsafeMutableRawPointer(bitPattern: address) else { return nil }
+        self.base = base
+    }
+
+    deinit { _ = ss_sys_munmap(base, SegmentMailboxes.bytes) }
+
+    private func mailbox(_ side: Int) -> UnsafeMutableRawPointer { base + Segment.mailboxOffset(side: side) }
+
+    private func hasSpoken(_ side: Int) -> Bool { Word(mailbox(side), 0).load() != 0 }
+
+    var bothHaveSpoken: Bool { hasSpoken(0) && hasSpoken(1) }
+
+    /// Turns the other side down in the name of a side that has not said anything.
+    func reject(side: Int) {
+        guard !hasSpoken(side) else { return }
+        Word(mailbox(side), Segment.mailboxLengthOffset).store(Segment.rejectedLength)
+        Word(mailbox(side), 0).store(1)
     }
 }

@@ -59,7 +59,7 @@ extension Service {
 
     private func withdraw(_ message: Message, from client: Client) {
         let name = Client.SlotName(slot: message.slot, generation: message.generation)
-        guard let serial = client.announcements.removeValue(forKey: name) else { return }
+        guard let serial = client.announcements.removeValue(forKey: name) else { return rejectPairs(of: client, name) }
         if announcements.remove(serial: serial) != nil { totals.withdrawn += 1 }
     }
 

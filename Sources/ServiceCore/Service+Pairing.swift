@@ -92,13 +92,26 @@ extension Service {
         guard isConnected(first) else { return refuse(new, .peerEnded) }
         send(paired(new, made, side: 1 - side), to: second)
         log.debug("paired", metadata: ["local": "\(new.identity.connection.local.text)", "peer": "\(new.identity.connection.peer.text)"])
+        let ends = [end(first, firstArena, waiting.name), end(second, secondArena, new.name)]
         pairs.append(
             Pair(
-                ends: [
-                    Pair.End(arena: firstArena, slot: Int(waiting.name.slot), generation: waiting.name.generation),
-                    Pair.End(arena: secondArena, slot: Int(new.name.slot), generation: new.name.generation),
-                ],
+                ends: side == 0 ? ends : ends.reversed(), mailboxes: SegmentMailboxes(of: made.segment),
                 doorbells: open < descriptorLimit / 4 * 3 ? made.doorbells : []))
+    }
+
+    private func end(_ client: Client, _ arena: SharedArena, _ name: Client.SlotName) -> Pair.End {
+        Pair.End(client: client.id, arena: arena, slot: Int(name.slot), generation: name.generation)
+    }
+
+    /// A client is gone, or has taken back the announcement of `name`: whoever was paired with it meanwhile is told.
+    func rejectPairs(of client: Client, _ name: Client.SlotName? = nil) {
+        for pair in pairs {
+            guard let mailboxes = pair.mailboxes else { continue }
+            for (side, end) in pair.ends.enumerated() where end.client == client.id {
+                if let name, name.slot != UInt64(end.slot) || name.generation != end.generation { continue }
+                mailboxes.reject(side: side)
+            }
+        }
     }
 
     private func paired(_ announcement: Announcement, _ made: PairDescriptors, side: Int) -> Client.Outgoing {

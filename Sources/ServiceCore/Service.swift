@@ -169,6 +169,7 @@ package final class Service {
     private func slowTurn(_ now: UInt64) {
         nextSlowTurn = nil
         pairs.removeAll { !$0.isOpen }
+        for index in pairs.indices where pairs[index].mailboxes?.bothHaveSpoken == true { pairs[index].mailboxes = nil }
         // A few a second, in turn: looking for living processes is expensive.
         for _ in 0..<min(8, orphans.count) {
             let identity = orphans.removeFirst()
@@ -258,6 +259,7 @@ package final class Service {
         _ = ss_sys_shutdown(client.socket.raw, Int32(SHUT_RDWR))
         for serial in client.announcements.values { _ = announcements.remove(serial: serial) }
         client.announcements = [:]
+        rejectPairs(of: client)
         for (endpoint, count) in client.listeners {
             for _ in 0..<count { listeners.remove(endpoint, namespace: client.namespace) }
         }

@@ -5,9 +5,6 @@ import SocketTable
 import StreamRing
 #endif
 
-/// What a mailbox's length says when its side has rejected or given up the connection.
-private var rejectedLength: UInt64 { UInt64.max }
-
 /// Maps a segment that the service (or a test) made: exactly `Segment.bytes`, of fixed size (so that no peer can cause
 /// SIGBUS), left out of core dumps. Nil: not such a segment, or no memory (`Reason.memoryLimit`).
 private func mapSegment(_ fd: Int32) -> UnsafeMutableRawPointer? {
@@ -24,7 +21,7 @@ private func mapSegment(_ fd: Int32) -> UnsafeMutableRawPointer? {
 
 private func markRejected(_ memory: UnsafeMutableRawPointer, side: Int, message: UInt64) {
     let mailbox = memory + Segment.mailboxOffset(side: side)
-    Word(mailbox, Segment.mailboxLengthOffset).store(rejectedLength)
+    Word(mailbox, Segment.mailboxLengthOffset).store(Segment.rejectedLength)
     Word(mailbox, 0).store(message)  // pairs with the load in Companion.readMessage
 }
 
@@ -125,7 +122,7 @@ extension Companion {
         let written = Word(peerMailbox, 0).load()
         guard written != read else { return -Int(EAGAIN) }
         let length = Word(peerMailbox, Segment.mailboxLengthOffset).load()
-        if length == rejectedLength { return -Int(ECONNREFUSED) }
+        if length == Segment.rejectedLength { return -Int(ECONNREFUSED) }
         guard written == read &+ 1, length >= 1, length <= UInt64(Segment.maximumMessageBytes) else {
             return -Int(EPROTO)
         }

@@ -178,6 +178,67 @@ import Testing
         #expect(client.receive()?.reason == .peerNotSwitched)
     }
 
+    @Test("Who goes, or takes its announcement back, before it knows that it was paired, does not keep the other end waiting",
+        arguments: [true, false])
+    func crosses(withdraws: Bool) throws {
+        let test = try ServiceUnderTest()
+        var server: TestClient? = try test.connectSwitched()
+        let client = try test.connectSwitched()
+        let tcp = try Connection()
+        server!.announce(tcp.acceptor, slot: 4, generation: 6, role: Role.acceptor)
+        client.announce(tcp.connector, slot: 1, role: Role.connector)
+        test.settle()
+        let answer = try #require(client.receive())
+        try #require(answer.kind == MessageKind.paired && answer.descriptors.count == 3)
+        let segment = answer.descriptors[0]
+        let peerMailbox = Segment.mailboxOffset(side: 1 - Int(answer.role))
+        #expect(word(of: segment, at: peerMailbox) == 0)
+        if withdraws {
+            server!.send(MessageKind.withdraw) {
+                $0.slot = 4
+                $0.generation = 7
+            }
+            test.settle()
+            #expect(word(of: segment, at: peerMailbox) == 0, "it has taken back something else")
+            server!.send(MessageKind.withdraw) {
+                $0.slot = 4
+                $0.generation = 6
+            }
+        } else {
+            server = nil
+        }
+        test.settle()
+        #expect(word(of: segment, at: peerMailbox) == 1)
+        #expect(word(of: segment, at: peerMailbox + Segment.mailboxLengthOffset) == Segment.rejectedLength)
+        #expect(word(of: segment, at: Segment.mailboxOffset(side: Int(answer.role))) == 0, "rejected in the wrong name")
+    }
+
+    @Test("Who has spoken is not contradicted")
+    func speaks() throws {
+        let test = try ServiceUnderTest()
+        var server: TestClient? = try test.connectSwitched()
+        let client = try test.connectSwitched()
+        let tcp = try Connection()
+        server!.announce(tcp.acceptor, slot: 4, role: Role.acceptor)
+        client.announce(tcp.connector, slot: 1, role: Role.connector)
+        test.settle()
+        let answer = try #require(client.receive())
+        let segment = try #require(answer.descriptors.first)
+        let peerMailbox = Segment.mailboxOffset(side: 1 - Int(answer.role))
+        let hello: [UInt64] = [1, 128]
+        #expect(hello.withUnsafeBytes { pwrite(segment.raw, $0.baseAddress!, 16, off_t(peerMailbox)) } == 16)
+        server = nil
+        test.settle()
+        #expect(word(of: segment, at: peerMailbox + Segment.mailboxLengthOffset) == 128)
+    }
+
+    /// The word at a place of a segment.
+    private func word(of segment: Descriptor, at offset: Int) -> UInt64 {
+        var value: UInt64 = 0
+        #expect(pread(segment.raw, &value, 8, off_t(offset)) == 8)
+        return value
+    }
+
     @Test("An announcement repeated is one announcement; from another slot it takes the first one's place")
     func repeats() throws {
         let test = try ServiceUnderTest()
