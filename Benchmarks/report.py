@@ -62,9 +62,17 @@ def table(results):
     return "\n".join(lines)
 
 
-def prose(facts):
-    return (f"Medians of {facts['rounds']} interleaved rounds{' of a tenth of the work' if facts.get('quick') else ''} "
-            f"({facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}, {facts['date']}); a virtual machine, so noisy.\n"
+def conditions(facts, results):
+    """What the figures are: how many rounds each is the median of, and where they were measured."""
+    rounds = facts["rounds"]
+    exceptions = [f"{entry['rounds']} for {entry['name']}" for entry in results if entry.get("rounds", rounds) != rounds]
+    return (f"Medians of {rounds} interleaved rounds{' of a tenth of the work' if facts.get('quick') else ''}"
+            f"{' (' + '; '.join(exceptions) + ')' if exceptions else ''}: {facts['cpu']}, {facts['cores']} cores, "
+            f"Linux {facts['kernel']}, {facts['date']}; a virtual machine, so noisy.")
+
+
+def prose(facts, results):
+    return (f"{conditions(facts, results)}\n"
             "TCP blocking, TCP spinning, Unix sockets, switched, and switched with `--wait never`. Times are p50 / p99 / p99.9. All\n"
             "rows: [Benchmarks/results/figures.md](Benchmarks/results/figures.md).\n")
 
@@ -88,7 +96,7 @@ def readme_table(results):
 
 def short_connections(results):
     """What watching costs a connection that carries one request and stays on TCP."""
-    gains = next((entry["gains"] for entry in results if entry["name"].startswith("connect")), {})
+    gains = next((entry.get("gains", {}) for entry in results if entry["name"].startswith("connect")), {})
     parts = [f"{times:.2f} on {place}" for place, times in gains.items() if times]
     return f"Connections that carry one request stay on TCP; their rate, as a part of TCP's: {', '.join(parts)}.\n" if parts else ""
 
@@ -100,7 +108,7 @@ def write_readme(root):
     path = os.path.join(root, "README.md")
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    part = f"{prose(figures['machine'])}\n{readme_table(figures['results'])}\n{short_connections(figures['results'])}"
+    part = f"{prose(figures['machine'], figures['results'])}\n{readme_table(figures['results'])}\n{short_connections(figures['results'])}"
     new, count = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: BEGIN + part + END, text, flags=re.S)
     if count != 1:
         raise SystemExit(f"README.md has the marks {count} times")

@@ -25,7 +25,7 @@ import typing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "Benchmarks"))
-from report import PLACES, WAYS, cell, gain, median_of, table, write_readme  # noqa: E402
+from report import PLACES, WAYS, cell, conditions, gain, median_of, table, write_readme  # noqa: E402
 
 
 
@@ -322,7 +322,7 @@ def main():
                         continue
                     rounds[place][way].append({**result, "round": number_of_round})
                     print(f"{name:38} {place:9} {way:14} round {number_of_round + 1}: {cell(kind, result)}", flush=True)
-        results.append({"name": name, "kind": kind, "places": {
+        results.append({"name": name, "kind": kind, "rounds": arguments.rounds * entry.rounds_factor, "places": {
             place: {way: median_of(done) for way, done in of_place.items() if done} for place, of_place in rounds.items()},
                         "gains": {place: gain(kind, of_place) for place, of_place in rounds.items()}})
     text = table(results)
@@ -335,8 +335,7 @@ def main():
             json.dump({"machine": facts, "results": results, "failures": failures}, file, indent=1)
             file.write("\n")
         with open(os.path.join(arguments.results, "figures.md"), "w") as file:
-            file.write(f"Medians of {arguments.rounds} interleaved rounds; {facts['cpu']}, {facts['cores']} cores, Linux "
-                       f"{facts['kernel']}, {facts['date']}. Latency: p50 / p99 / p99.9.\n\n{text}\n")
+            file.write(f"{conditions(facts, results)}\nLatency: p50 / p99 / p99.9.\n\n{text}\n")
     for failure in failures:
         print(f"FAILED {failure}")
     return 1 if failures else 0

@@ -37,7 +37,8 @@ extension Service {
         client.arena = arena
         client.process = process
         arena.clients[client.id] = process
-        if isSwitchedOff { arena.arena.switchedOff.store(1) }
+        // Both ways: the family may have been switched off by a service that is gone.
+        arena.arena.switchedOff.store(isSwitchedOff ? 1 : 0)
     }
 
     private func listen(_ message: Message, from client: Client) {

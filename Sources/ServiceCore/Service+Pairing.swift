@@ -90,13 +90,14 @@ extension Service {
         // The waiting end may be gone without our knowing; the new one has just spoken.
         send(paired(waiting, made, side: side), to: first)
         guard isConnected(first) else { return refuse(new, .peerEnded) }
-        send(paired(new, made, side: 1 - side), to: second)
         log.debug("paired", metadata: ["local": "\(new.identity.connection.local.text)", "peer": "\(new.identity.connection.peer.text)"])
         let ends = [end(first, firstArena, waiting.name), end(second, secondArena, new.name)]
+        // Known before the second end is told: if that one is gone already, the first is turned down in its name.
         pairs.append(
             Pair(
                 ends: side == 0 ? ends : ends.reversed(), mailboxes: SegmentMailboxes(of: made.segment),
                 doorbells: open < descriptorLimit / 4 * 3 ? made.doorbells : []))
+        send(paired(new, made, side: 1 - side), to: second)
     }
 
     private func end(_ client: Client, _ arena: SharedArena, _ name: Client.SlotName) -> Pair.End {

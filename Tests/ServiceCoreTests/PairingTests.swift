@@ -213,6 +213,24 @@ import Testing
         #expect(word(of: segment, at: Segment.mailboxOffset(side: Int(answer.role))) == 0, "rejected in the wrong name")
     }
 
+    @Test("Who is gone when its announcement is read does not keep the other end waiting")
+    func announcesAndGoes() throws {
+        let test = try ServiceUnderTest()
+        let server = try test.connectSwitched()
+        var client: TestClient? = try test.connectSwitched()
+        let tcp = try Connection()
+        server.announce(tcp.acceptor, slot: 4, role: Role.acceptor)
+        test.settle()
+        client!.announce(tcp.connector, slot: 1, role: Role.connector)
+        client = nil
+        test.settle()
+        let answer = try #require(server.receive())
+        try #require(answer.kind == MessageKind.paired && answer.descriptors.count == 3)
+        let peerMailbox = Segment.mailboxOffset(side: 1 - Int(answer.role))
+        #expect(word(of: answer.descriptors[0], at: peerMailbox) == 1)
+        #expect(word(of: answer.descriptors[0], at: peerMailbox + Segment.mailboxLengthOffset) == Segment.rejectedLength)
+    }
+
     @Test("Who has spoken is not contradicted")
     func speaks() throws {
         let test = try ServiceUnderTest()
@@ -342,6 +360,14 @@ import Testing
         test.settle()
         #expect(client.arena.arena.switchedOff.load() == 0 && later.arena.arena.switchedOff.load() == 0)
         #expect(ss_sys_read(one.descriptors[1].raw, &count, 8) == 8)
+
+        // A family that an earlier service left switched off.
+        let survivor = try test.connect()
+        survivor.arena = try TestArena()
+        survivor.arena.arena.switchedOff.store(1)
+        survivor.send(MessageKind.hello, [survivor.arena.descriptor]) { $0.process = UInt32(survivor.arena.process) }
+        test.settle()
+        #expect(survivor.arena.arena.switchedOff.load() == 0)
 
         // Once a slot stands for another socket the pair is over.
         client.arena.arena.release(Int(clientSlot), process: client.arena.process)

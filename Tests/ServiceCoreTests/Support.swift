@@ -86,6 +86,9 @@ final class TestClient {
 
     init(_ socket: Descriptor) { self.socket = socket }
 
+    /// Ends the connection, also when a program that another test starts holds a copy of the descriptor until its exec.
+    deinit { _ = ss_sys_shutdown(socket.raw, Int32(SHUT_RDWR)) }
+
     func send(_ kind: UInt32, _ descriptors: [Descriptor] = [], _ fill: (Message) -> Void = { _ in }) {
         var bytes = [UInt8](repeating: 0, count: Message.bytes)
         bytes.withUnsafeMutableBytes {
