@@ -58,26 +58,46 @@ extension Service {
         }
         let send: SocketReport.Carrier = slot.sendCuts.load() & 1 == 1 ? .companion : .tcp
         let receive: SocketReport.Carrier = slot.receiveCuts.load() & 1 == 1 ? .companion : .tcp
-        let (reason, text) = explain(slot, kind, isOnCompanion: send == .companion && receive == .companion)
+        let (reason, text) = explain(slot, kind, sendsOnTCP: send == .tcp, receivesOnTCP: receive == .tcp)
+        let companion = slot.companionBytes
         return SocketReport(
             pids: pids, program: program, kind: kind, local: Endpoint(slot.localAddress)?.text ?? "",
             peer: Endpoint(slot.peerAddress)?.text ?? "", sendCarrier: send, receiveCarrier: receive,
             bytes: .init(
                 tcpSent: slot.tcpBytesSent.load(), tcpReceived: slot.tcpBytesReceived.load(),
-                companionSent: slot.sendPosition.load(), companionReceived: slot.receivePosition.load()),
+                companionSent: companion.sent, companionReceived: companion.received),
             carrierChanges: slot.carrierChanges.load(), reason: reason, reasonText: text)
     }
 
-    /// Why (a direction of) the socket is on TCP.
-    private func explain(_ slot: Slot, _ kind: SocketReport.Kind, isOnCompanion: Bool) -> (String, String) {
+    /// Why the socket, or the one direction of it that has not moved, is on TCP.
+    private func explain(_ slot: Slot, _ kind: SocketReport.Kind, sendsOnTCP: Bool, receivesOnTCP: Bool) -> (String, String) {
         let number = slot.reason.load()
-        guard let reason = Reason(rawValue: number) else { return ("unknown", "reason \(number), which this version does not know") }
-        if isOnCompanion { return ("none", Reason.none.text.description) }
+        guard var reason = Reason(rawValue: number) else { return ("unknown", "reason \(number), which this version does not know") }
+        if !sendsOnTCP, !receivesOnTCP { return ("none", Reason.none.text.description) }
         if reason == .none || reason == .notConnected, kind == .listening { return ("none", "listening") }
-        guard reason == .none else { return ("\(reason)", reason.text.description) }
-        // The library did not say: what the socket's state implies.
-        let isDual = slot.mode.load() == Slot.Mode.dual
-        let implied: Reason = kind == .fresh ? .notConnected : isSwitchedOff ? .switchedOff : isDual ? .notInvited : .notWorthItYet
-        return ("\(implied)", implied.text.description)
+        switch reason {
+        case .none, .notInvited, .peerPolicy:
+            if kind == .fresh {
+                reason = .notConnected
+            } else if isSwitchedOff {
+                reason = .switchedOff
+            } else if slot.flags.load() & Slot.Flags.tcpEnded != 0 {
+                reason = .peerEnded
+            } else if reason != .peerPolicy {
+                let isDual = slot.mode.load() == Slot.Mode.dual
+                reason = isDual ? explainReady(slot, sendsOnTCP: sendsOnTCP, receivesOnTCP: receivesOnTCP) : .notWorthItYet
+            }
+        default: break
+        }
+        return ("\(reason)", reason.text.description)
+    }
+
+    /// The session is up and the library did not say why it is not used: what the socket's state implies.
+    private func explainReady(_ slot: Slot, sendsOnTCP: Bool, receivesOnTCP: Bool) -> Reason {
+        if receivesOnTCP, slot.plainReaders.load() != 0 { return .plainCall }
+        if sendsOnTCP, slot.plainWriters.load() != 0 { return .plainCall }
+        // Whether the peer's reader has invited is not to be seen from here; whether ours has, is.
+        let isUnused = sendsOnTCP ? !receivesOnTCP && slot.tcpBytesSent.load() == 0 : slot.invitation.load() == Invitation.toCompanion
+        return isUnused ? .unused : .notInvited
     }
 }

@@ -20,6 +20,11 @@ extension Session {
             // `mode` was set.
             guard slot.plainReaders.loadSequential() == 0 else { return }
             guard slot.flags.loadRelaxed() & (Slot.Flags.readShutDown | Slot.Flags.tcpEnded) == 0 else { return }
+            if local.endFlags.load() & EndFlags.closed != 0 {
+                // It has closed the socket, which TCP will tell, or has given the companion up alone.
+                slot.reason.store(Reason.peerPolicy.rawValue)
+                return
+            }
             guard let position = KernelPositions.read(fd) else { return }
             slot.tcpPosition.store(position)
         }
@@ -62,7 +67,7 @@ extension Session {
         if cuts & 1 == 0 {
             if invitation == Invitation.toCompanion { cutToCompanion(fd, cuts) }
         } else if invitation == Invitation.toTCP || wantsTCP {
-            cutToTCP()
+            if cutToTCP(), !wantsTCP { slot.reason.store(Reason.peerPolicy.rawValue) }
         }
         return true
     }

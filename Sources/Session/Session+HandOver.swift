@@ -190,6 +190,7 @@ extension Session {
         }
         slot.backlogPosition.store(position)
         slot.backlogEnd.store(end)
+        slot.bytesRewound.count(end &- position)
         slot.sendCuts.store(cuts &+ 1)
         slot.carrierChanges.count(1)
         slot.reason.store(Reason.peerPolicy.rawValue)

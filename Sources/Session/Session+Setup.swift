@@ -164,6 +164,7 @@ extension Session {
         slot.roomWanted.store(0)
         slot.backlogPosition.store(0)
         slot.backlogEnd.store(0)
+        slot.bytesRewound.store(0)
         slot.armedForSendCounter.store(0)
         slot.receivePosition.store(0)
         slot.receiveCuts.store(0)

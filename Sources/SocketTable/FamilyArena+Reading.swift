@@ -23,8 +23,9 @@ extension FamilyArena {
     package var companionBytes: (sent: UInt64, received: UInt64) {
         var sum = (sent: retiredSent.load(), received: retiredReceived.load())
         for index in 1..<max(1, usedSlotCount) where slot(index).kind.load() != Slot.Kind.free {
-            sum.sent &+= slot(index).sendPosition.load()
-            sum.received &+= slot(index).receivePosition.load()
+            let (sent, received) = slot(index).companionBytes
+            sum.sent &+= sent
+            sum.received &+= received
         }
         return sum
     }

@@ -223,8 +223,7 @@ package struct FamilyArena {
     private func dropHolder(_ index: Int) -> Bool {
         let slot = slot(index)
         guard slot.holders.subtract(1) == 0 else { return false }
-        let sent = slot.sendPosition.loadRelaxed()
-        let received = slot.receivePosition.loadRelaxed()
+        let (sent, received) = slot.companionBytes
         if sent | received != 0 {  // a connection that never moved does not touch the shared line
             retiredSent.add(sent)
             retiredReceived.add(received)

@@ -28,6 +28,8 @@ package enum Reason: UInt64, Sendable {
     case handedOver = 24
     case peerPolicy = 25
     case ioUring = 26
+    case unused = 27
+    case plainCall = 28
 
     /// One line for an operator.
     package var text: StaticString {
@@ -53,11 +55,13 @@ package enum Reason: UInt64, Sendable {
         case .protocolViolation: "the peer broke the session protocol"
         case .positionUnknown: "the kernel's byte counters disagree"
         case .ringStalled: "the peer did not read; TCP's buffers took over"
-        case .notInvited: "the reader has not called in to be moved yet"
+        case .notInvited: "nothing was sent this way since its reader could be moved, or the reader has not called in yet"
         case .nestedEpoll: "an epoll set inside another one watches it (reserved: it moves)"
         case .socketTableFull: "the socket table is full"
         case .handedOver: "passed to another program"
         case .peerPolicy: "the peer keeps it on TCP"
+        case .unused: "nothing has been sent this way since it can move"
+        case .plainCall: "a thread is (or was killed) inside a call of the kernel on it that began before it could move"
         case .ioUring: "the program has an io_uring, which moves data past the switch"
         }
     }

@@ -82,7 +82,7 @@ package struct Slot {
 
     // Line 2: sending. Written under the send lock.
     @inline(__always) package var sendLock: FamilyLock { FamilyLock(base, 128) }
-    /// Position up to which the companion holds what was sent: also the statistics "bytes sent over the companion".
+    /// Position up to which the companion holds what was sent; less `bytesRewound`, the statistics "sent over the companion".
     @inline(__always) package var sendPosition: Word { Word(base, 144) }
     /// The peer's credit as last seen.
     @inline(__always) package var sendCredit: Word { Word(base, 152) }
@@ -129,10 +129,17 @@ package struct Slot {
     @inline(__always) package var epollRegistrations: Word { Word(base, 360) }
     /// Carrier changes that this end made or followed, for statistics.
     @inline(__always) package var carrierChanges: Word { Word(base, 368) }
+    /// Bytes that were put into the ring and, after a rewind, went over TCP all the same. Written under the send lock.
+    @inline(__always) package var bytesRewound: Word { Word(base, 376) }
 
     // Lines 6 and 7: the options that the program set: see `RecordedOptions`.
     package static var optionsOffset: Int { 384 }
     package static var optionsBytes: Int { 128 }
+
+    /// What was sent over the companion and not again over TCP, and what was received over it.
+    package var companionBytes: (sent: UInt64, received: UInt64) {
+        (sendPosition.loadRelaxed() &- bytesRewound.loadRelaxed(), receivePosition.loadRelaxed())
+    }
 
     /// Zeroes everything but kind, generation and holders.
     package func clear() { memset(base + 24, 0, Slot.bytes - 24) }

@@ -18,7 +18,7 @@ class Demo(Case):
         self.assertEqual(self.wait_for_no_children(0), set())
 
     def test_without_redis(self):
-        demo = self.demo("--server", "echo", "--round-trips", "2000")
+        demo = self.demo("--server", "echo", "--round-trips", "50000")
         output, errors = demo.communicate()
         self.assertEqual((demo.returncode, errors), (0, ""), output)
         switched = next(line.split() for line in output.splitlines() if line.startswith("switched"))

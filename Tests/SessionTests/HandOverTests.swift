@@ -39,6 +39,8 @@ extension SessionTests {
                 // The peer has made no call yet.
                 a.session.maintain(a.fd)
                 #expect(hearRaw(b, 6) == "unread")
+                #expect(a.slot.bytesRewound.load() == 6 && a.slot.companionBytes.sent == a.slot.sendPosition.load() - 6)
+                #expect(Reason(rawValue: a.slot.reason.load()) == .peerPolicy)
                 #expect(hear(a, 22) == "from the ring from TCP")
                 #expect(say(a, "over") == 4)
                 #expect(hearRaw(b, 4) == "over")

@@ -185,12 +185,14 @@ enum {
     SOCKSWITCH_REASON_PROTOCOL_VIOLATION = 18,  // the peer broke the session protocol
     SOCKSWITCH_REASON_POSITION_UNKNOWN = 19,  // the kernel's byte counters disagree
     SOCKSWITCH_REASON_RING_STALLED = 20,  // the peer did not read; TCP's buffers took over
-    SOCKSWITCH_REASON_NOT_INVITED = 21,  // the reader has not called in to be moved yet
+    SOCKSWITCH_REASON_NOT_INVITED = 21,  // nothing sent since the reader could be moved, or it has not called in yet
     SOCKSWITCH_REASON_NESTED_EPOLL = 22,  // an epoll set inside another one watches it
     SOCKSWITCH_REASON_SOCKET_TABLE_FULL = 23,  // the socket table is full
     SOCKSWITCH_REASON_HANDED_OVER = 24,  // passed to another program
     SOCKSWITCH_REASON_PEER_POLICY = 25,  // the peer keeps it on TCP
     SOCKSWITCH_REASON_IO_URING = 26,  // the process has an io_uring
+    SOCKSWITCH_REASON_UNUSED = 27,  // nothing has been sent this way since it can move
+    SOCKSWITCH_REASON_PLAIN_CALL = 28,  // a thread is inside a call of the kernel that began before it could move
 };
 
 /// One local address that a provider controls, with the length of its subnet's prefix in bits (0 … 32 for IPv4, 0 … 128
