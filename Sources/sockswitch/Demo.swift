@@ -25,7 +25,7 @@ struct Demo: ParsableCommand {
     var server: Server?
 
     @Option(name: .customLong("round-trips"), help: "Requests that the proof's one client makes.")
-    var roundTrips = 20000
+    var roundTrips = 100_000
 
     func validate() throws {
         guard roundTrips >= 100, roundTrips <= 10_000_000 else { throw ValidationError("--round-trips wants 100 to 10000000.") }
