@@ -4,6 +4,7 @@
 # make compatibility  the program matrix: installs the programs, writes Documentation/Compatibility.md (minutes)
 # make conformance   other people's test suites, natively and under the switch, compared test by test (half an hour)
 # make bench  the main figures, beside TCP and Unix sockets, and puts them into README.md (ten minutes, on a quiet machine)
+# make mutation  breaks the product in one place after the other: do the tests notice? (an hour)
 # make deps   installs the Debian packages that are missing
 # Every target may be run again; each installs what it misses.
 
@@ -12,7 +13,7 @@ PYTHON ?= python3
 SWIFT ?= swift
 RELEASE := .build/release
 
-.PHONY: all demo test build bench deps unit-test thread-test end-to-end guests rules compatibility conformance conformance-short clean
+.PHONY: all demo mutation test build bench deps unit-test thread-test end-to-end guests rules compatibility conformance conformance-short clean
 
 all: build
 
@@ -66,6 +67,10 @@ conformance-short: build
 rules:
 	@if [ -x Scripts/check-rules.sh ]; then bash Scripts/check-rules.sh; fi
 	$(PYTHON) Tests/Compatibility/run.py --check all
+	$(PYTHON) Scripts/mutate.py --check
+
+mutation: deps
+	$(PYTHON) Scripts/mutate.py
 
 compatibility: build
 	@bash Scripts/install-deps.sh compatibility

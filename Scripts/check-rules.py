@@ -7,6 +7,7 @@
   named as tests exist.
 - A rule that is not yet there names no file.
 - The reasons in Operating.md and in spi.h are those of Reason.swift; the library's variables are in Operating.md.
+- The tests that Testing.md names for other systems' shortcomings exist.
 - Links between the documents lead to files, and to headings that exist.
 
 Prints what is wrong and ends with status 1, or prints one line.
@@ -51,6 +52,25 @@ def citations(text):
             found.update(f"{letter}{n}" for n in range(first, int(number) + 1))
             previous = (letter, int(number))
     return found
+
+
+def check_tests():
+    """Tests that Testing.md names by module, class and function, or by file and function, exist."""
+    named = re.findall(r"`(?:([a-z]+)\.)?([A-Z]\w+)(?:\.(\w+))?`", text_of("Documentation/Testing.md").split("## What others lack")[1].split("\n## ")[0])
+    swift = {path.stem: path.read_text(encoding="utf-8") for path in files_under("Tests") if path.suffix == ".swift"}
+    for module, group, function in named:
+        if module:
+            path = ROOT / "Tests/EndToEnd" / f"test_{module}.py"
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            found = f"class {group}(" in text and (not function or f"def {function}(" in text)
+        elif group.endswith("Tests"):
+            found = group in swift and (not function or f"func {function}(" in swift[group])
+        else:
+            continue
+        if not found:
+            complain("Documentation/Testing.md", f"there is no test {module or 'file'}.{group}.{function or ''}")
+    if len(named) < 30:
+        complain("Documentation/Testing.md", "the tables of complaints are gone")
 
 
 def check_rules():
@@ -160,6 +180,7 @@ def main():
     check_reasons()
     check_variables()
     check_links()
+    check_tests()
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

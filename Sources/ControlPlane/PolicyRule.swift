@@ -42,7 +42,7 @@ package struct PolicyRule: Equatable, Sendable {
 package struct PolicyError: Error, Equatable, CustomStringConvertible {
     /// A file's name, or an option.
     package var source: String
-    /// From 1.
+    /// From 1; 0: the error is of the whole file.
     package var line: Int
     /// In characters, from 1.
     package var column: Int
@@ -58,6 +58,7 @@ package struct PolicyError: Error, Equatable, CustomStringConvertible {
     }
 
     package var description: String {
+        if line == 0 { return "\(source): error: \(message)" }
         // The caret stays under its place if the line has tabs.
         let indent = String(text.prefix(column - 1).map { $0 == "\t" ? "\t" : " " })
         return "\(source):\(line):\(column): error: \(message)\n  \(text)\n  \(indent)^"

@@ -15,14 +15,15 @@ package struct ServiceStarter {
 
     package enum Failure: Error, CustomStringConvertible {
         case noProgram(String)
-        case cannotStart(String, status: Int32)
+        case cannotStart(String, path: String, status: Int32)
         case noAnswer(String)
         case other(any Error)
 
         package var description: String {
             switch self {
             case .noProgram(let program): "there is no \(program)"
-            case .cannotStart(let program, let status): "\(program) ended with status \(status)"
+            case .cannotStart(let program, let path, let status):
+                "\(program) ended with status \(status); `\(program) --socket \(path)` says why"
             case .noAnswer(let path): "no answer at \(path)"
             case .other(let error): "\(error)"
             }
@@ -63,7 +64,7 @@ package struct ServiceStarter {
             let pid: Int32
             do { pid = try spawn.start() } catch { throw .other(error) }
             let status = exitStatus(of: pid)
-            if status != 0 { throw .cannotStart(program, status: status) }
+            if status != 0 { throw .cannotStart(program, path: path, status: status) }
             do { if try answers() { return } } catch { throw .other(error) }
             // Another service held the lock and was about to end.
             usleep(50_000)

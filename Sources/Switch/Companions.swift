@@ -77,14 +77,14 @@ func listenWithCompanion(_ fd: Int32, _ index: Int, _ backlog: Int32) {
     guard !hasListeningCompanion(index) else { return }
     guard policyAllows(session.slot.localAddress) else {
         session.slot.reason.store(Reason.policy.rawValue)
-        return
+        return introduceToService()
     }
     if session.slot.localAddress.isWildcard, Policy.ofProcess.wildcardIsPerInterface {
         return listenWithAddressCompanions(fd, index, backlog)
     }
     guard let entry = providerServing(session.slot.localAddress, asListener: true) else {
         session.slot.reason.store(Reason.noProvider.rawValue)
-        return
+        return introduceToService()
     }
     makeListeningCompanion(index, entry, backlog)
 }

@@ -125,14 +125,22 @@ private func isWorthIt(_ slot: Slot) -> Bool {
     return sends >= 4 || receives >= 4 || slot.tcpBytesSent.loadRelaxed() &+ slot.tcpBytesReceived.loadRelaxed() >= 65536
 }
 
+/// A connection that stays on TCP for good goes on: `ps` is to show it, though nothing else makes its process known to the
+/// service. Tried at each power of two of its data calls, for a service that is started later.
+@inline(__always)
+private func showKept(_ slot: Slot) {
+    let calls = slot.sendOperations.loadRelaxed() &+ slot.receiveOperations.loadRelaxed()
+    if calls >= 4, calls & (calls &- 1) == 0 { introduceToService() }
+}
+
 /// After a plain data call that moved `count` bytes.
 @inline(__always)
 private func noteSent(_ fd: Int32, _ index: Int, _ slot: Slot, _ count: Int) {
     guard count > 0 else { return }
     slot.tcpBytesSent.count(UInt64(count))
     slot.sendOperations.count(1)
-    if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0, slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
-        considerCompanion(fd, index)
+    if slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
+        if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0 { considerCompanion(fd, index) } else { showKept(slot) }
     }
 }
 
@@ -141,8 +149,8 @@ private func noteReceived(_ fd: Int32, _ index: Int, _ slot: Slot, _ count: Int)
     guard count > 0 else { return }
     slot.tcpBytesReceived.count(UInt64(count))
     slot.receiveOperations.count(1)
-    if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0, slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
-        considerCompanion(fd, index)
+    if slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
+        if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0 { considerCompanion(fd, index) } else { showKept(slot) }
     }
 }
 

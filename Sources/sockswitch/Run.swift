@@ -154,10 +154,10 @@ struct Run: ParsableCommand {
     }
 }
 
-/// The text of a policy file; a policy error at its beginning when it cannot be read.
+/// The text of a policy file; a policy error without a place when it cannot be read.
 func readPolicy(_ path: String) throws(PolicyError) -> String {
     guard let file = fopen(path, "re") else {
-        throw PolicyError(source: path, line: 1, column: 1, message: String(cString: strerror(errno)), text: "")
+        throw PolicyError(source: path, line: 0, column: 0, message: String(cString: strerror(errno)), text: "")
     }
     defer { fclose(file) }
     var bytes: [UInt8] = []
@@ -168,7 +168,7 @@ func readPolicy(_ path: String) throws(PolicyError) -> String {
         bytes += chunk[..<count]
     }
     guard bytes.count <= 1 << 20, let text = String(validating: bytes, as: UTF8.self) else {
-        throw PolicyError(source: path, line: 1, column: 1, message: "not a text file of at most 1 MiB", text: "")
+        throw PolicyError(source: path, line: 0, column: 0, message: "not a text file of at most 1 MiB", text: "")
     }
     return text
 }

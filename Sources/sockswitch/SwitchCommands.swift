@@ -5,7 +5,13 @@ import Glibc
 struct Status: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Say whether the service runs, and what it has done.",
-        discussion: "Ends with status 69 when no service answers.")
+        discussion: """
+            Ends with status 69 when no service answers.
+
+            EXAMPLES
+              sockswitch status
+              sockswitch status --json | jq .totals.companionSent
+            """)
 
     @Flag(help: "Print JSON with stable keys.")
     var json = false
@@ -31,7 +37,14 @@ struct Status: ParsableCommand {
 struct Off: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Bring every connection back to TCP, and keep new ones there.",
-        discussion: "No connection breaks, no byte is lost. In force until `sockswitch on` or the end of the service.")
+        discussion: """
+            No connection breaks, no byte is lost. In force until `sockswitch on` or the end of the service.
+
+            EXAMPLES
+              sockswitch off    now tcpdump and the firewall see every byte again
+              sockswitch ps     shows who has gone back: a program moves in its next socket call
+              sockswitch on
+            """)
 
     @OptionGroup var service: ServiceOption
 
@@ -42,7 +55,14 @@ struct Off: ParsableCommand {
 }
 
 struct On: ParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Allow companions again after `sockswitch off`.")
+    static let configuration = CommandConfiguration(
+        abstract: "Allow companions again after `sockswitch off`.",
+        discussion: """
+            Connections move again by themselves, as their traffic goes on.
+
+            EXAMPLES
+              sockswitch on
+            """)
 
     @OptionGroup var service: ServiceOption
 
