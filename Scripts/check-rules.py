@@ -57,7 +57,10 @@ def citations(text):
 def check_tests():
     """Tests that Testing.md names by module, class and function, or by file and function, exist."""
     named = re.findall(r"`(?:([a-z]+)\.)?([A-Z]\w+)(?:\.(\w+))?`", text_of("Documentation/Testing.md").split("## What others lack")[1].split("\n## ")[0])
-    swift = {path.stem: path.read_text(encoding="utf-8") for path in files_under("Tests") if path.suffix == ".swift"}
+    swift = {}
+    for path in files_under("Tests"):
+        if path.suffix == ".swift":
+            swift[path.stem] = swift.get(path.stem, "") + path.read_text(encoding="utf-8")
     for module, group, function in named:
         if module:
             path = ROOT / "Tests/EndToEnd" / f"test_{module}.py"
