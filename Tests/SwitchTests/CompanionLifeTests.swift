@@ -100,6 +100,33 @@ private func letBackOffPass(_ scene: Scene, _ fd: Int32) {
         }
     }
 
+    @Test("WSD-L4: an offer of a socket that is closed does not get its slot's next socket the companion")
+    func rejectFormer() async {
+        await #expect(processExitsWith: .success) {
+            Scene.begin()
+            let recorder = Scene.recorder
+            recorder.failures = [.init(name: "SIO_SOCKSWITCH_WITHDRAW_OFFER", occurrence: 0, error: ENOENT)]
+            let former = try Scene()
+            expect(former.request(64, piece: 16) && former.answer(10))
+            expect(former.phase(former.server), is: CompanionPhase.offered)
+            let client = Int32(switchSocket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
+            expect(former.listenName.withBytes { switchConnect(client, $0, $1) }, is: 0)
+            let slot = socketIndex(former.server)
+            _ = switchClose(former.server)
+            let scene = Scene(client: client, server: Int32(switchAccept(former.listener, nil, nil, 0)), listener: former.listener)
+            expect(socketIndex(scene.server), is: slot)
+            expect(scene.request(64, piece: 16) && scene.answer(10))
+            expect(scene.phase(scene.server), is: CompanionPhase.offered)
+            var byte: UInt8 = 0
+            expect(switchSend(former.client, &byte, 1, Int32(MSG_NOSIGNAL)), is: 1)
+            let accepts = recorder.calls.filter { $0.name == "WSPAccept" && !$0.isIdle }.map(\.arguments)
+            expect(accepts.count, is: 1)
+            expect(accepts.first?.hasSuffix("CF_REJECT") ?? false, "\(accepts)")
+            expect(scene.phase(scene.server), is: CompanionPhase.offered)
+            expect(recorder.violations, is: [])
+        }
+    }
+
     @Test("Closing an offered socket withdraws the offer")
     func withdraw() async {
         await #expect(processExitsWith: .success) {
@@ -132,6 +159,14 @@ private func letBackOffPass(_ scene: Scene, _ fd: Int32) {
             let connects = recorder.count("WSPConnect")
             expect(scene.talk(10, size: 100))
             expect(recorder.count("WSPConnect"), is: connects, "not at once again")
+            let client = Int32(switchSocket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
+            expect(scene.listenName.withBytes { switchConnect(client, $0, $1) }, is: 0)
+            let other = Scene(client: client, server: Int32(switchAccept(scene.listener, nil, nil, 0)), listener: scene.listener)
+            expect(other.talk(10, size: 100))
+            expect(other.reason(other.client), is: .peerNotSwitched)
+            expect(recorder.count("WSPConnect"), is: connects, "nor by another socket")
+            _ = switchClose(other.client)
+            _ = switchClose(other.server)
             letBackOffPass(scene, scene.client)
             expect(scene.talk(20, size: 100))
             expect(scene.isFullyOnCompanion)

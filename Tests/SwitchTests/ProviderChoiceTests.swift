@@ -121,6 +121,45 @@ private let stream = Int32(SOCK_STREAM.rawValue)
         }
     }
 
+    @Test("WSD-N1: a subnet ends where its prefix says")
+    func prefix() async {
+        await #expect(processExitsWith: .success) {
+            Scene.begin()
+            let recorder = Scene.recorder
+            for (addresses, isServed) in [([("127.128.0.1", UInt32(9))], false), ([("127.0.0.9", 9)], true)] {
+                expect(switchRestartForTests(provider: RecordingProvider.startup))
+                recorder.begin()
+                recorder.addresses = addresses
+                let scene = try Scene()
+                expect(scene.talk(20))
+                expect(scene.isFullyOnCompanion, is: isServed, "\(addresses)")
+                expect(scene.reason(scene.client), is: isServed ? .none : .noProvider, "\(addresses)")
+                scene.close()
+            }
+            expect(recorder.violations, is: [])
+        }
+    }
+
+    @Test("A destination that the policy keeps on TCP reaches no provider; the other end's policy is its own")
+    func policyForDestinations() async {
+        await #expect(processExitsWith: .success) {
+            Scene.begin()
+            expect(Policy.ofProcess.parse(text: "t,*,4:7f000002/32,*", program: "x"))
+            let scene = try Scene("0.0.0.0", connectTo: "127.0.0.2")
+            expect(scene.talk(30))
+            expect(scene.reason(scene.client), is: .policy)
+            expect(Scene.recorder.count("WSPConnect"), is: 0)
+            expect(Scene.recorder.count("WSPListen"), is: 1)
+            expect(scene.reason(scene.server) != .policy)
+            scene.close()
+            let other = try Scene("0.0.0.0", connectTo: "127.0.0.1")
+            expect(other.talk(30))
+            expect(other.isFullyOnCompanion)
+            other.close()
+            expect(Scene.recorder.violations, is: [])
+        }
+    }
+
     @Test("WSD-L1: a wildcard listener gets a companion wherever the provider has an address")
     func wildcardElsewhere() async {
         await #expect(processExitsWith: .success) {
