@@ -13,12 +13,16 @@ private let productDirectory: String = {
     return directory.split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(separator: "/")
 }()
 
-/// Runs a program to its end; its exit status, or -1.
-private func run(_ arguments: [String]) -> Int32 {
+/// Starts a program; its process id, or -1.
+private func start(_ arguments: [String]) -> pid_t {
     var strings: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) } + [nil]
     defer { for string in strings { free(string) } }
     var pid: pid_t = 0
-    guard posix_spawn(&pid, arguments[0], nil, nil, &strings, environ) == 0 else { return -1 }
+    return posix_spawn(&pid, arguments[0], nil, nil, &strings, environ) == 0 ? pid : -1
+}
+
+/// Waits for a program's end; its exit status, 128 + signal, or -1.
+private func wait(for pid: pid_t) -> Int32 {
     var status: Int32 = 0
     while waitpid(pid, &status, 0) != pid { if errno != EINTR { return -1 } }
     return status & 0x7F == 0 ? status >> 8 & 0xFF : 128 + status & 0x7F
@@ -29,15 +33,19 @@ private func run(_ arguments: [String]) -> Int32 {
     @Test("Parents and children", arguments: [
         "inherited", "shared", "serverPerConnection", "workers", "offered", "killed", "heldByTwo", "heldWhileConnecting",
     ])
-    func fork(scenario: String) {
+    func fork(scenario: String) throws {
         var directory = Array("/tmp/sockswitch-fork-XXXXXX".utf8CString)
-        let made = mkdtemp(&directory)
-        #expect(made != nil)
+        try #require(mkdtemp(&directory) != nil)
         let path = String(decoding: directory.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        defer { rmdir(path) }
-        let service = path + "/service"
-        #expect(run([productDirectory + "/sockswitchd", "--socket", service, "--ephemeral", "--detach"]) == 0)
-        #expect(run([productDirectory + "/ForkGuest", scenario, service]) == 0)
-        unlink(service)
+        let socket = path + "/service"
+        let service = start([productDirectory + "/sockswitchd", "--socket", socket, "--log-level", "warning"])
+        try #require(service > 0)
+        // It listens when its name is there; a service that ends without is no child any more.
+        while access(socket, F_OK) != 0, waitpid(service, nil, WNOHANG) == 0 { usleep(2000) }
+        let guest = start([productDirectory + "/ForkGuest", scenario, socket])
+        #expect(guest > 0 && wait(for: guest) == 0)
+        kill(service, SIGTERM)
+        #expect(wait(for: service) == 0)
+        #expect(rmdir(path) == 0, "the service leaves nothing behind")
     }
 }
