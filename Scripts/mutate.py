@@ -87,8 +87,6 @@ MUTATIONS = [
              "return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)", SESSION),
     Mutation("the sender does not wait for the acknowledgement", CARRIERS,
              "guard !wantsTCP, local.acknowledged.load() == cuts, !(connection", "guard !wantsTCP, !(connection", SESSION),
-    Mutation("a third cut is made", CARRIERS, "cuts &- local.acknowledged.load() <= 1, !has(Slot.Flags.broken)",
-             "!has(Slot.Flags.broken)", SESSION),
     Mutation("cuts that nobody can have made are believed", CARRIERS,
              "guard made &- followed <= 2, invitation != Invitation.none else { return false }", "", SESSION),
     Mutation("the position of a cut is off by one", CARRIERS, "remote.cutOnTCP.storeRelaxed(written)",
