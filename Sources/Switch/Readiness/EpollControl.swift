@@ -157,13 +157,7 @@ struct SocketControl {
             root.forgetDormant(index)
             return false
         }
-        let container = root.set(Int(one.set))
-        let outcome = container.lock.lock()
-        one.events = bits
-        one.data = ss_event_data(event, 0)
-        one.remove(Registration.State.dormant)
-        if outcome == .acquired { container.lock.unlock() }
-        root.rearm(index)
+        root.rearm(index, bits, ss_event_data(event, 0))
         return true
     }
 
@@ -177,9 +171,10 @@ struct SocketControl {
         // In a nested set it would not be without a voice.
         guard container.descriptor == set, !container.has(EpollSet.Flags.nested), container.lock.lock() == .acquired
         else { return false }
-        container.makeCold(root, index)
-        one.remove(Registration.State.look | Registration.State.edge | Registration.State.starved)
-        one.insert(Registration.State.dormant | Registration.State.disabled)
+        let before = one.replace(
+            Registration.State.hot | Registration.State.look | Registration.State.edge | Registration.State.starved,
+            by: Registration.State.dormant | Registration.State.disabled)
+        if before & Registration.State.hot != 0 { container.unlinkHot(root, index) }
         container.lock.unlock()
         return true
     }
@@ -229,7 +224,7 @@ struct SocketControl {
             root.drop(index)
             return failure
         }
-        root.rearm(index)
+        root.rearm(index, ss_event_bits(event, 0), ss_event_data(event, 0))
         return 0
     }
 
@@ -243,12 +238,7 @@ struct SocketControl {
         let data = ss_event_data(event, 0)
         if one.has(Registration.State.dual) {
             if one.events & Interest.exclusive != 0 { return -Int(EINVAL) }
-            let container = root.set(Int(one.set))
-            let outcome = container.lock.lock()
-            one.events = bits
-            one.data = data
-            if outcome == .acquired { container.lock.unlock() }
-            root.rearm(index)
+            root.rearm(index, bits, data)
             return 0
         }
         let oldEvents = one.events

@@ -66,6 +66,8 @@ struct EpollSet {
     @inline(__always) var spinNanoseconds: Word { Word(base, 72) }
     /// With room for one event only, kernel and rings take turns.
     @inline(__always) var kernelsTurn: Word { Word(base, 80) }
+    /// When a thread last began to wait or to look, monotonic nanoseconds: a time that costs nothing.
+    @inline(__always) var lastWait: Word { Word(base, 104) }
     @inline(__always) var next: UInt32 { get { half(88).pointee } nonmutating set { half(88).pointee = newValue } }
 
     @inline(__always) func has(_ flag: UInt64) -> Bool { flags.load() & flag != 0 }
@@ -77,6 +79,12 @@ struct EpollSet {
         let one = root.registration(index)
         guard !one.has(Registration.State.hot) else { return }
         one.insert(Registration.State.hot)
+        linkHot(root, index)
+    }
+
+    /// For a caller who has set `State.hot`.
+    func linkHot(_ root: ReadinessRoot, _ index: UInt32) {
+        let one = root.registration(index)
         let head = hotHead
         if head == 0 {
             one.hotNext = index
@@ -97,6 +105,12 @@ struct EpollSet {
         let one = root.registration(index)
         guard one.has(Registration.State.hot) else { return }
         one.remove(Registration.State.hot)
+        unlinkHot(root, index)
+    }
+
+    /// For a caller who has taken `State.hot` away.
+    func unlinkHot(_ root: ReadinessRoot, _ index: UInt32) {
+        let one = root.registration(index)
         let next = one.hotNext
         let previous = one.hotPrevious
         if next == index {

@@ -87,6 +87,7 @@ struct EpollWaiter {
     mutating func wait() -> Int {
         if set.has(EpollSet.Flags.inherited) { set.adopt(root) }
         var now = ss_monotonic_ns()
+        set.lastWait.storeRelaxed(now)
         var hasSpun = false
         while true {
             // The kernel first when its turn has come, with room left for the hot sockets, so that neither side starves.

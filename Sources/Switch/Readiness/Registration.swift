@@ -101,6 +101,20 @@ struct Registration {
     @inline(__always) func insert(_ bits: UInt32) { change(bits, bits) }
     @inline(__always) func remove(_ bits: UInt32) { change(bits, 0) }
 
+    /// Takes away and sets bits at once. Returns what was there before.
+    @inline(__always)
+    func replace(_ removed: UInt32, by inserted: UInt32) -> UInt32 {
+        let word = HalfWord(base, 24)
+        var found = word.loadRelaxed()
+        while true {
+            let wanted = found & ~removed | inserted
+            if wanted == found { return found }
+            let seen = word.compareExchange(found, wanted)
+            if seen == found { return found }
+            found = seen
+        }
+    }
+
     /// The bits of `mask` become those of `bits`.
     @inline(__always)
     private func change(_ mask: UInt32, _ bits: UInt32) {

@@ -178,13 +178,19 @@ extension ReadinessRoot {
     // MARK: Records
 
     /// The program added or changed a dual registration: it reports what is ready now, also to a thread that sleeps.
-    func rearm(_ index: UInt32) {
+    func rearm(_ index: UInt32, _ bits: UInt32, _ data: UInt64) {
         let one = registration(index)
         let container = set(Int(one.set))
-        guard container.lock.lock() == .acquired else { return }
-        one.remove(Registration.State.disabled)
-        one.insert(Registration.State.edge)
-        container.heat(self, index)
+        let outcome = container.lock.lock()
+        one.events = bits
+        one.data = data
+        guard outcome == .acquired else { return one.remove(Registration.State.dormant) }
+        // A client that waits for each answer anew comes through here for each: one change of the state, and no clock.
+        let before = one.replace(
+            Registration.State.disabled | Registration.State.dormant,
+            by: Registration.State.edge | Registration.State.look | Registration.State.hot)
+        one.lastActive = container.lastWait.loadRelaxed()
+        if before & Registration.State.hot == 0 { container.linkHot(self, index) }
         container.watchTCP(self, index)
         if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) {
             // A sleeper armed what was hot when it went to sleep; this one was not.
