@@ -7,7 +7,7 @@ package enum ServiceError: Error, CustomStringConvertible {
     case notRunning(path: String, code: Int32)
     case notTrusted(path: String, uid: UInt32)
     case noAnswer(path: String)
-    case notPermitted
+    case notPermitted(path: String)
     case unknownCommand(String)
     case badAnswer(String)
 
@@ -17,7 +17,7 @@ package enum ServiceError: Error, CustomStringConvertible {
             "no service at \(path) (\(String(cString: strerror(code)))); `sockswitch run -- COMMAND` starts one"
         case .notTrusted(let path, let uid): "the service at \(path) belongs to user \(uid), who is neither root nor you"
         case .noAnswer(let path): "the service at \(path) does not answer"
-        case .notPermitted: "the service answers only root and its own user"
+        case .notPermitted(let path): "the service at \(path) answers this only to root and its own user"
         case .unknownCommand(let command): "the service does not know the command \(command) (another version?)"
         case .badAnswer(let why): "the service's answer makes no sense: \(why)"
         }
@@ -75,10 +75,16 @@ package struct ServiceClient {
         }
         switch status {
         case ToolStatus.done: return answer
-        case ToolStatus.notPermitted: throw ServiceError.notPermitted
+        case ToolStatus.notPermitted: throw ServiceError.notPermitted(path: path)
         default: throw ServiceError.unknownCommand(command)
         }
     }
 
     package func ping() throws { _ = try ask("ping") }
+
+    /// The service does not end by itself.
+    package func isLasting() throws -> Bool { try ask("ping") == Array("pong".utf8) }
+
+    /// An ephemeral service stays until this process has ended, whatever program it becomes.
+    package func hold() throws { _ = try ask("hold") }
 }

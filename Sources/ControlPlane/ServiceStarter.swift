@@ -7,6 +7,8 @@ package struct ServiceStarter {
     package var program: String
     package var path: String
     package var log = "/dev/null"
+    /// Keep the service until this process has ended.
+    package var holds = false
 
     package init(program: String, path: String) {
         self.program = program
@@ -30,11 +32,13 @@ package struct ServiceStarter {
         }
     }
 
-    /// The path of the service for someone who names none: the own one, or the system's if only that runs.
+    /// The path of the service for someone who names none: the own one, or the system's if only that runs. One that
+    /// `sockswitch run` has started for root is root's, though others may reach it: it ends when root's programs do.
     package static func pathInUse() -> String {
         let standard = ServicePath.standard()
         if environmentValue("SOCKSWITCH_SERVICE") == nil, standard != ServicePath.systemWide,
-            (try? ServiceClient(path: standard)) == nil, (try? ServiceClient(path: ServicePath.systemWide)) != nil
+            (try? ServiceClient(path: standard)) == nil,
+            (try? ServiceClient(path: ServicePath.systemWide, timeoutSeconds: 5).isLasting()) == true
         {
             return ServicePath.systemWide
         }
@@ -44,7 +48,12 @@ package struct ServiceStarter {
     /// True when a trusted service answers.
     private func answers() throws -> Bool {
         do {
-            try ServiceClient(path: path, timeoutSeconds: 5).ping()
+            let client = try ServiceClient(path: path, timeoutSeconds: 5)
+            if holds {
+                // Not all services can, and not everybody's processes.
+                do { try client.hold() } catch ServiceError.unknownCommand {} catch ServiceError.notPermitted {}
+            }
+            try client.ping()
             return true
         } catch ServiceError.notRunning, ServiceError.noAnswer {
             // No answer: it ended while we asked.

@@ -34,6 +34,7 @@ extension Service {
             do { arena = try SharedArena(descriptor, identity: identity) } catch { return dismiss(client, "arena: \(error)") }
             arenas[identity] = arena
         }
+        hadClient = true
         client.arena = arena
         client.process = process
         arena.clients[client.id] = process

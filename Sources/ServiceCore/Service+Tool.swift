@@ -12,7 +12,10 @@ extension Service {
         guard isPrivileged(client) || text == "ping" else { return end(ToolStatus.notPermitted, to: client) }
         switch text {
         case "ping":
-            answer(Array("pong".utf8), to: client)
+            // Others' programs use a service of root's only if it is there to stay.
+            answer(Array((configuration.isEphemeral ? "pong ephemeral" : "pong").utf8), to: client)
+        case "hold":
+            guard hold(client) else { return end(ToolStatus.unknownCommand, to: client) }
         case "status":
             answer(encodeJSON(status), to: client)
         case "ps":

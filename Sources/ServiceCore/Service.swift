@@ -46,6 +46,8 @@ package final class Service {
 
     var clients: [UInt64: Client] = [:]
     private var nextClient: UInt64 = 16
+    /// Commands of `sockswitch run` that still run: an ephemeral service stays for what they may yet start. By epoll token.
+    private var held: [UInt64: Held] = [:]
     var arenas: [SharedArena.Identity: SharedArena] = [:]
     /// Families without a connected process that still live.
     private var orphans: [SharedArena.Identity] = []
@@ -62,7 +64,7 @@ package final class Service {
     private var nextSlowTurn: UInt64?
     private var retryAt: UInt64?
     private var emptySince: UInt64
-    private var hadClient = false
+    var hadClient = false
     private let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 16)
 
     static let listeningToken: UInt64 = 0
@@ -119,6 +121,9 @@ package final class Service {
             let token = event.data.u64
             if token == Service.listeningToken {
                 acceptClients()
+            } else if let ended = held.removeValue(forKey: token) {
+                watch(ended.descriptor.raw, EPOLL_CTL_DEL, 0, 0)
+                emptySince = now
             } else if let client = clients[token] {
                 if event.events & UInt32(EPOLLOUT.rawValue) != 0 { flush(client) }
                 let hangUp = UInt32(EPOLLHUP.rawValue) | UInt32(EPOLLERR.rawValue)
@@ -182,14 +187,15 @@ package final class Service {
         totals.add(arena.arena.companionBytes)
         arenas[arena.identity] = nil
         pairs.removeAll { pair in pair.ends.contains { $0.arena === arena } }
-        if clients.isEmpty, orphans.isEmpty { emptySince = now }
+        emptySince = now
     }
 
     /// Looks at families and pairs at once instead of at the next second.
     package func collectGarbage() { slowTurn(now) }
 
+    /// Whoever only asks, as the command-line tool does, keeps nobody here.
     private var endDeadline: UInt64? {
-        guard configuration.isEphemeral, clients.isEmpty, orphans.isEmpty else { return nil }
+        guard configuration.isEphemeral, arenas.isEmpty, held.isEmpty else { return nil }
         return emptySince + (hadClient ? configuration.lingerMilliseconds : configuration.firstClientMilliseconds)
     }
 
@@ -234,7 +240,6 @@ package final class Service {
             id: nextClient, socket: socket, credentials: credentials, namespace: networkNamespaceCookie(of: socket.raw))
         nextClient += 1
         clients[client.id] = client
-        hadClient = true
         client.interest = UInt32(EPOLLIN.rawValue)
         watch(socket.raw, EPOLL_CTL_ADD, client.interest, client.id)
         log.debug("client", metadata: ["pid": "\(credentials.pid)", "uid": "\(credentials.uid)"])
@@ -276,7 +281,27 @@ package final class Service {
                 }
             }
         }
-        if clients.isEmpty { emptySince = now }
+    }
+
+    private struct Held {
+        var pid: Int32
+        var descriptor: Descriptor
+    }
+
+    /// The client's process is the command that `sockswitch run` is about to become. False: it cannot be watched.
+    func hold(_ client: Client) -> Bool {
+        let pid = client.credentials.pid
+        if held.values.contains(where: { $0.pid == pid }) { return true }
+        guard held.count < 1024 else { return false }
+        let result = ss_syscall6(Int(SYS_pidfd_open), Int(pid), 0, 0, 0, 0, 0)
+        guard result >= 0 else { return false }
+        let descriptor = Descriptor(Int32(result))
+        let token = nextClient
+        nextClient += 1
+        watch(descriptor.raw, EPOLL_CTL_ADD, UInt32(EPOLLIN.rawValue), token)
+        held[token] = Held(pid: pid, descriptor: descriptor)
+        hadClient = true
+        return true
     }
 
     private func updateInterest(_ client: Client, waitsForRoom: Bool) {

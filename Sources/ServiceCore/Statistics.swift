@@ -7,10 +7,42 @@ import StreamRing
 extension Service {
     /// Every TCP socket of every live switched process, families in the order of their first process.
     package func socketReports() -> [SocketReport] {
-        arenas.values.map(socketReports).filter { !$0.isEmpty }.sorted { $0[0].pid < $1[0].pid }.flatMap { $0 }
+        let families = arenas.values.map(socketReports).filter { !$0.isEmpty }.sorted { $0[0].report.pid < $1[0].report.pid }
+        return reconcile(families.flatMap { $0 })
     }
 
-    private func socketReports(of family: SharedArena) -> [SocketReport] {
+    private struct Finding {
+        var report: SocketReport
+        /// How often it was announced.
+        var attempts: UInt64
+    }
+
+    /// What an end says of its peer is what it was told at the time. Seen from here both ends may be known, or one for good
+    /// unknown.
+    private func reconcile(_ findings: [Finding]) -> [SocketReport] {
+        var reasons: [String: String] = [:]
+        for finding in findings { reasons["\(finding.report.local) \(finding.report.peer)"] = finding.report.reason }
+        return findings.map { finding in
+            var report = finding.report
+            guard report.reason == "\(Reason.peerNotSwitched)" || report.reason == "\(Reason.waitingForPeer)" else { return report }
+            let reason: Reason
+            switch reasons["\(report.peer) \(report.local)"] {
+            case nil:
+                // Announced again and again, and nobody there.
+                guard finding.attempts > 1 else { return report }
+                reason = .peerNotSwitched
+            case "\(Reason.policy)", "\(Reason.ioUring)", "\(Reason.unsupportedOption)", "\(Reason.handedOver)", "\(Reason.urgentData)",
+                "\(Reason.companionFailed)", "\(Reason.noProvider)":
+                reason = .peerPolicy
+            default: reason = .waitingForPeer
+            }
+            report.reason = "\(reason)"
+            report.reasonText = reason.text.description
+            return report
+        }
+    }
+
+    private func socketReports(of family: SharedArena) -> [Finding] {
         let arena = family.arena
         // What a process calls itself may differ from what we call it (pid namespaces): the kernel told us for those
         // that have connected.
@@ -35,7 +67,8 @@ extension Service {
             }
         }
         return holders.sorted { $0.key < $1.key }.compactMap { index, pids in
-            report(arena.slot(index), pids: pids, program: names[index] ?? "")
+            let slot = arena.slot(index)
+            return report(slot, pids: pids, program: names[index] ?? "").map { Finding(report: $0, attempts: slot.attempts.load()) }
         }
     }
 

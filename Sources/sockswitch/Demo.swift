@@ -48,7 +48,10 @@ struct Demo: ParsableCommand {
             let switched = try act(&stage, server, switched: true)
             report(server, onTCP, switched)
             if Double(switched.companionBytes) < 0.99 * Double(switched.client.bytes) || Double(switched.client.kernelBytes) > 0.01 * Double(switched.client.bytes) {
-                complain("the companion did not carry the bytes: \(switched.reason)")
+                let share = Double(switched.companionBytes) / Double(max(1, switched.client.bytes)) * 100
+                complain(switched.companionBytes == 0
+                    ? "the bytes stayed on TCP: \(switched.reason)"
+                    : "companions carried \(Int(share)) % of the bytes, and 99 are wanted; a connection begins on TCP: more --round-trips?")
                 throw ExitCode(EXIT_FAILURE)
             }
         } catch let error as StageFailure {

@@ -11,12 +11,12 @@ struct Run: ParsableCommand {
             The command's TCP connections to other switched programs on this machine move to shared memory. sockswitch \
             replaces itself by the command: same process, same standard streams, same exit status.
 
-            When no service answers, one is started in the background; it ends by itself two seconds after the last \
-            switched program.
+            When no service answers, one is started in the background; it ends by itself two seconds after this command \
+            and the last switched program that has made a socket.
 
             RULES
             A rule is any of these keys, in any order; a missing key means any:
-              program=GLOB     the program's name (* is the only wildcard)
+              program=GLOB     the program's name, of which 15 bytes count (* is the only wildcard)
               address=ADDRESS  or a network, as in 10.0.0.0/8 or [2001:db8::]/32
               port=N           or N-M
             For outgoing connections address and port are the destination's, for accepted ones the own. The first rule \
@@ -91,7 +91,9 @@ struct Run: ParsableCommand {
         let path = service.path
         if !noStart {
             do throws(ServiceStarter.Failure) {
-                try ServiceStarter(program: directory + "/sockswitchd", path: path).ensureRunning()
+                var starter = ServiceStarter(program: directory + "/sockswitchd", path: path)
+                starter.holds = true
+                try starter.ensureRunning()
             } catch {
                 warn("no service, so \(name) runs on TCP: \(error)")
             }
@@ -164,9 +166,13 @@ func readPolicy(_ path: String) throws(PolicyError) -> String {
     var chunk = [UInt8](repeating: 0, count: 4096)
     while bytes.count <= 1 << 20 {
         let count = fread(&chunk, 1, chunk.count, file)
+        if count == 0, ferror(file) != 0 {
+            throw PolicyError(source: path, line: 0, column: 0, message: String(cString: strerror(errno)), text: "")
+        }
         if count == 0 { break }
         bytes += chunk[..<count]
     }
+    if bytes.starts(with: [0xEF, 0xBB, 0xBF]) { bytes.removeFirst(3) }  // a byte order mark
     guard bytes.count <= 1 << 20, let text = String(validating: bytes, as: UTF8.self) else {
         throw PolicyError(source: path, line: 0, column: 0, message: "not a text file of at most 1 MiB", text: "")
     }

@@ -96,8 +96,8 @@ struct SockswitchDaemon: ParsableCommand {
             service.run(wake: signals.descriptor) { signals.arrived }
             place.unpublish()
             if signals.arrived { break }
-            // A client may have come while we decided to end.
-            service.turn(maximumMilliseconds: 0)
+            // A client may have come while we decided to end: it is accepted, then heard.
+            for _ in 0..<3 { service.turn(maximumMilliseconds: 0) }
             if service.hasOutlivedItsClients { break }
             place.publish()
         }

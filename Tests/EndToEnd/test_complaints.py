@@ -93,6 +93,8 @@ class Complaints(Compiled):
         moved = self.start_python("pump.py", "client", port, "pingpong")
         alone = self.start_python("pump.py", "client", port, "pingpong", switched=False)
         by_policy = self.start_python("pump.py", "client", kept, "pingpong")
+        self.run_options = ["--tcp", f"port={port}"]
+        by_its_own = self.start_python("pump.py", "client", port, "pingpong")
         if settings.plain:
             return
 
@@ -108,10 +110,21 @@ class Complaints(Compiled):
                 (entry["kind"], entry["local"].endswith(f":{kept}") or entry["peer"].endswith(f":{kept}"), entry["reason"])
                 for entry in report["sockets"] if entry["kind"] != "fresh"}
             return {("accepted", False, "none"), ("connected", False, "none"), ("accepted", False, "peerNotSwitched"),
-                    ("connected", True, "policy"), ("accepted", True, "policy")} <= reasons
+                    ("connected", True, "policy"), ("accepted", True, "policy"),
+                    ("connected", False, "policy"), ("accepted", False, "peerPolicy")} <= reasons
         self.wait_until(settled, "both ends of every connection say what they are", 20, lambda: str(self.ps()))
-        for client in (moved, alone, by_policy):
+        for client in (moved, alone, by_policy, by_its_own):
             self.assertTrue(client.running(), client.describe())
+
+    def test_a_shell_keeps_its_service(self):
+        """A command that makes no socket of its own, but starts others that do."""
+        if settings.plain:
+            return
+        shell = self.start(["sh", "-c", "sleep 3; echo later; exec sleep 60"])
+        shell.wait_for_output("later")
+        self.assertIsNotNone(self.service_pid(), "the service has ended under the shell")
+        shell.kill()
+        self.wait_until(lambda: not os.path.exists(self.service), "the service ends after the shell")
 
     def test_waiting_costs_no_processor(self):
         """A blocked reader, an idle epoll loop, and the service, while nothing happens."""

@@ -102,6 +102,41 @@ import Testing
         #expect(now.sockets[0].reason == "none" && now.sockets[0].receiveCarrier == .companion)
     }
 
+    @Test("What an end says of its peer agrees with what the peer says")
+    func bothEnds() throws {
+        let test = try ServiceUnderTest()
+        let client = try test.connectSwitched()
+        let server = try test.connectSwitched()
+        func slot(_ end: TestClient, _ kind: UInt64, local: UInt16, peer: UInt16, _ reason: Reason) -> Slot {
+            let slot = end.arena.arena.slot(end.arena.arena.allocateSlot(process: end.arena.process))
+            for (address, port) in [(slot.localAddress, local), (slot.peerAddress, peer)] {
+                address.family = UInt16(AF_INET)
+                address.port = port
+                _ = inet_pton(AF_INET, "127.0.0.1", address.bytes)
+            }
+            slot.kind.store(kind)
+            slot.reason.store(reason.rawValue)
+            return slot
+        }
+        let one = slot(client, Slot.Kind.connected, local: 1000, peer: 80, .policy)
+        let other = slot(server, Slot.Kind.accepted, local: 80, peer: 1000, .waitingForPeer)
+        let stranger = slot(server, Slot.Kind.accepted, local: 80, peer: 2000, .waitingForPeer)
+        func reason(_ kind: SocketReport.Kind, _ peer: String) -> String? {
+            test.service.socketReports().first { $0.kind == kind && $0.peer == peer }?.reason
+        }
+        for said in [Reason.waitingForPeer, .peerNotSwitched] {
+            other.reason.store(said.rawValue)
+            one.reason.store(Reason.policy.rawValue)
+            #expect(reason(.accepted, "127.0.0.1:1000") == "peerPolicy")
+            one.reason.store(Reason.notWorthItYet.rawValue)
+            #expect(reason(.accepted, "127.0.0.1:1000") == "waitingForPeer")
+        }
+        #expect(reason(.connected, "127.0.0.1:80") == "notWorthItYet")
+        #expect(reason(.accepted, "127.0.0.1:2000") == "waitingForPeer")
+        stranger.attempts.store(2)
+        #expect(reason(.accepted, "127.0.0.1:2000") == "peerNotSwitched")
+    }
+
     @Test("The totals keep the bytes of closed sockets and of families that are gone")
     func companionTotals() throws {
         let test = try ServiceUnderTest()
@@ -151,7 +186,7 @@ import Testing
         let test = try ServiceUnderTest { $0.isEphemeral = true }
         test.advance(milliseconds: 9999)
         #expect(!test.service.hasOutlivedItsClients)
-        var client: TestClient? = try test.connect()
+        var client: TestClient? = try test.connectSwitched()
         test.advance(milliseconds: 60_000)
         #expect(!test.service.hasOutlivedItsClients)
         _ = client
@@ -161,6 +196,21 @@ import Testing
         #expect(!test.service.hasOutlivedItsClients)
         test.advance(milliseconds: 2)
         #expect(test.service.hasOutlivedItsClients)
+
+        // Who only asks keeps nobody here.
+        let asking = try ServiceUnderTest { $0.isEphemeral = true }
+        for _ in 0..<4 {
+            #expect(try ask("ping", asking) == ("pong ephemeral", ToolStatus.done))
+            asking.advance(milliseconds: 2600)
+        }
+        #expect(asking.service.hasOutlivedItsClients)
+
+        // The command of `sockswitch run`, this process here, runs on.
+        let held = try ServiceUnderTest { $0.isEphemeral = true }
+        #expect(try ask("hold", held).status == ToolStatus.done)
+        #expect(try ask("hold", held).status == ToolStatus.done)
+        held.advance(milliseconds: 100_000)
+        #expect(!held.service.hasOutlivedItsClients)
 
         let lonely = try ServiceUnderTest { $0.isEphemeral = true }
         lonely.advance(milliseconds: 10_001)
