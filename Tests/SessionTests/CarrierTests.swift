@@ -69,6 +69,26 @@ extension SessionTests {
             pair.close()
         }
 
+        @Test("Nobody is invited while a thread sits in a plain receive, and nothing is cut while one sits in a plain send",
+              arguments: ProviderUnderTest.allCases)
+        func plainCalls(_ provider: ProviderUnderTest) throws {
+            try withPair(provider, onCompanion: false) { pair in
+                let (a, b) = (pair.a, pair.b)
+                b.slot.plainReaders.add(1)
+                b.session.maintain(b.fd)
+                #expect(b.slot.invitation.load() == Invitation.none)
+                b.slot.plainReaders.subtract(1)
+                b.session.maintain(b.fd)
+                #expect(b.slot.invitation.load() == Invitation.toCompanion)
+                while a.session.local.invitation.load() == Invitation.none { sched_yield() }
+                a.slot.plainWriters.add(1)
+                #expect(say(a, "tcp") == 3 && a.session.sendsOnTCP)
+                a.slot.plainWriters.subtract(1)
+                #expect(say(a, " ring") == 5 && !a.session.sendsOnTCP)
+                #expect(hear(b, 8) == "tcp ring")
+            }
+        }
+
         @Test("A cut back is made while the upgrade is not acknowledged; a third cut waits",
               arguments: ProviderUnderTest.allCases)
         func twoOutstanding(_ provider: ProviderUnderTest) throws {
