@@ -54,9 +54,8 @@ package struct ServiceClient {
             let message = Message(bytes.baseAddress!)
             message.clear(kind: MessageKind.tool)
             for (index, byte) in text.enumerated() { message.text.storeBytes(of: byte, toByteOffset: index, as: UInt8.self) }
-            guard Packet.send(UnsafeRawBufferPointer(bytes), descriptors: [], on: socket.raw) == 0 else {
-                throw ServiceError.noAnswer(path: path)
-            }
+            let result = Packet.send(UnsafeRawBufferPointer(bytes), descriptors: [], on: socket.raw)
+            guard result == 0 else { throw silence(result) }
         }
         var answer: [UInt8] = []
         var status: UInt32?
@@ -64,7 +63,7 @@ package struct ServiceClient {
         defer { buffer.deallocate() }
         while status == nil {
             let received = Packet.receive(into: buffer, on: socket.raw, wait: true)
-            guard received.result > 0, !received.isTruncated else { throw ServiceError.noAnswer(path: path) }
+            guard received.result > 0, !received.isTruncated else { throw silence(received.result) }
             let message = Message(buffer.baseAddress!)
             if received.result == Message.bytes, message.magic == Message.magic {
                 guard message.kind == MessageKind.toolEnd else { throw ServiceError.badAnswer("message \(message.kind)") }
@@ -78,6 +77,12 @@ package struct ServiceClient {
         case ToolStatus.notPermitted: throw ServiceError.notPermitted(path: path)
         default: throw ServiceError.unknownCommand(command)
         }
+    }
+
+    /// The service has just ended, or (a time-out) it does not answer.
+    private func silence(_ result: Int) -> ServiceError {
+        result == 0 || result == -Int(ECONNRESET) || result == -Int(EPIPE)
+            ? .notRunning(path: path, code: ECONNRESET) : .noAnswer(path: path)
     }
 
     package func ping() throws { _ = try ask("ping") }

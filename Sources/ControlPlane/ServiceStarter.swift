@@ -45,18 +45,18 @@ package struct ServiceStarter {
         return standard
     }
 
-    /// True when a trusted service answers.
+    /// True when a trusted service answers. One that runs and does not (it is stopped, or hangs) is an error: another
+    /// cannot take its place, and the command must not wait for it.
     private func answers() throws -> Bool {
         do {
-            let client = try ServiceClient(path: path, timeoutSeconds: 5)
+            let client = try ServiceClient(path: path, timeoutSeconds: 2)
             if holds {
                 // Not all services can, and not everybody's processes.
                 do { try client.hold() } catch ServiceError.unknownCommand {} catch ServiceError.notPermitted {}
             }
             try client.ping()
             return true
-        } catch ServiceError.notRunning, ServiceError.noAnswer {
-            // No answer: it ended while we asked.
+        } catch ServiceError.notRunning {
             return false
         }
     }

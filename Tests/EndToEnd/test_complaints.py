@@ -126,6 +126,23 @@ class Complaints(Compiled):
         shell.kill()
         self.wait_until(lambda: not os.path.exists(self.service), "the service ends after the shell")
 
+    def test_a_service_that_hangs_holds_nobody_up(self):
+        if settings.plain:
+            return
+        port = free_port()
+        server = self.start_python("pump.py", "server", port)
+        self.wait_listening(port, server)
+        service = self.service_pid()
+        os.kill(service, signal.SIGSTOP)
+        try:
+            # Its connection to the service is made all the same: what it announces waits.
+            client = self.start_python("pump.py", "client", port, "pingpong")
+            client.wait_for_output("running", 15)
+            self.assertIn("does not answer", client.errors)
+        finally:
+            os.kill(service, signal.SIGCONT)
+        self.prove_companion(port, client)
+
     def test_waiting_costs_no_processor(self):
         """A blocked reader, an idle epoll loop, and the service, while nothing happens."""
         port = free_port()
