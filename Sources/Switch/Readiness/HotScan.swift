@@ -102,12 +102,12 @@ extension Registration {
     }
 
     /// Asks the peer to ring for what this registration waits for. The caller looks again afterwards.
-    func arm() {
+    func arm(fences: Bool = true) {
         guard !has(State.disabled) else { return }
         let session = sessionOf(socket)
         guard session.isUp else { return }
-        if wantsInput { armed = session.armReceive() }
-        if waitsForRoom { session.armSend() }
+        if wantsInput { armed = session.armReceive(fences: fences) }
+        if waitsForRoom { session.armSend(fences: fences) }
     }
 
     /// Awake again: the peer need not ring for what this thread looks at anyway. Unless somebody else may rely on it.
@@ -242,7 +242,7 @@ extension EpollSet {
         while left > 0 {
             let one = root.registration(index)
             watchTCP(root, index)
-            one.arm()
+            one.arm(fences: false)
             if one.needsAttention {
                 longest = min(longest, 1_000_000)
             } else if one.waitsForRoom {
