@@ -110,6 +110,36 @@ extension SessionTests {
         }
 
         /// One message is under way at a time: a ring that is lost is never made good, and the watchdog speaks up.
+        @Test("A byte that comes at the very moment at which its reader goes to sleep wakes it")
+        func lastLook() throws {
+            let rounds = 40_000
+            ss_session_state.never_spin = 1
+            defer { ss_session_state.never_spin = 0 }
+            try withPair(.sharedMemory) { pair in
+                let received = Counter()
+                let reader = startThread {
+                    let buffer = Buffer(1)
+                    for _ in 0..<rounds {
+                        if pair.b.receive(buffer.bytes, 1) != 1 { return }
+                        received.add()
+                    }
+                }
+                var random = RandomSource(streamSeed("moments"))
+                let buffer = Buffer(1)
+                for round in 0..<rounds {
+                    // It has the last byte, and needs a moment until it sleeps: the next one comes somewhere in that moment.
+                    while received.value < round { ss_pause() }
+                    let start = ss_cycles()
+                    let delay = random.next(below: 4000)
+                    while ss_cycles() &- start < delay {}
+                    #expect(pair.a.send(buffer.bytes, 1) == 1)
+                    if round & 255 == 0 { Watchdog.pat() }
+                }
+                join([reader])
+                #expect(received.value == rounds)
+            }
+        }
+
         @Test("Request and response, always asleep in between, lose no wake-up", arguments: ProviderUnderTest.allCases, [true, false])
         func pingPong(_ provider: ProviderUnderTest, inPoll: Bool) throws {
             let seed = streamSeed("ping-pong over \(provider)")

@@ -255,3 +255,11 @@ package final class Flag: Sendable {
     package var isSet: Bool { value.load(ordering: .acquiring) }
     package func set() { value.store(true, ordering: .releasing) }
 }
+
+/// Counted by one thread, read by another.
+package final class Counter: Sendable {
+    private let count = Atomic<Int>(0)
+    package init() {}
+    package var value: Int { count.load(ordering: .acquiring) }
+    package func add() { count.wrappingAdd(1, ordering: .releasing) }
+}
