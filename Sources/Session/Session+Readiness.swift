@@ -81,5 +81,8 @@ extension Session {
     }
 
     /// The CPU on which the peer last sent: a waiter on the same one must not spin.
-    package var peerCPU: UInt64 { isUp ? local.senderCPU.loadRelaxed() : UInt64.max }
+    package var peerCPU: UInt64 { isUp ? SenderMark.cpu(local.senderMark.loadRelaxed()) : UInt64.max }
+
+    /// When the peer last sent: a `SenderMark`. A peer that lies gets a place among the others that it does not deserve.
+    package var peerMark: UInt64 { isUp ? local.senderMark.loadRelaxed() : 0 }
 }

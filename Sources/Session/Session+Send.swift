@@ -112,11 +112,16 @@ extension Session {
     @inline(__always)
     private func publishProducer(_ position: UInt64) {
         slot.sendPosition.storeRelaxed(position)
-        remote.senderCPU.storeRelaxed(UInt64(UInt32(bitPattern: ss_cpu())))
+        markSending()
         remote.producer.store(position)  // SYNC POINT: pairs with the acquire in receiveFromRing
         fullFence()  // pairs with the fence in armReceive
         ringReceiver()
     }
+
+    /// Tells the peer when we sent, whichever carrier takes the bytes: who waits for several connections is told of them in the
+    /// order in which their peers sent, as by the kernel.
+    @inline(__always)
+    private func markSending() { remote.senderMark.storeRelaxed(SenderMark.make(ss_cycles(), ss_cpu())) }
 
     // MARK: One attempt, under the send lock
 
@@ -164,7 +169,7 @@ extension Session {
         if position == start { return -Int(EAGAIN) }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
-            remote.senderCPU.storeRelaxed(UInt64(UInt32(bitPattern: ss_cpu())))
+            markSending()
             writer.send(upTo: position)
             if isRewound { answerRewind() }
         } else {
@@ -216,6 +221,7 @@ extension Session {
 
     private func sendOnTCP(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         if takeReset() { return -Int(ECONNRESET) }
+        if connection.pointee.writer == nil { markSending() }
         let flags = flags | Int32(MSG_DONTWAIT)
         var result: Int
         if cursor.isAtStart {

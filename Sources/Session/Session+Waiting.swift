@@ -192,10 +192,14 @@ extension Session {
         if receiving ? looksReadable : looksWritable { return true }
         if ss_session_state.never_spin != 0 { return false }
         if receiving ? receivesOnTCP : sendsOnTCP { return false }
-        let peerCPU = receiving ? local.senderCPU.loadRelaxed() : local.receiverCPU.loadRelaxed()
+        let peerCPU = receiving ? SenderMark.cpu(local.senderMark.loadRelaxed()) : local.receiverCPU.loadRelaxed()
         let ownCPU = UInt64(UInt32(bitPattern: ss_cpu()))
         // Tell the peer where we wait.
-        if receiving { remote.receiverCPU.storeRelaxed(ownCPU) } else { remote.senderCPU.storeRelaxed(ownCPU) }
+        if receiving {
+            remote.receiverCPU.storeRelaxed(ownCPU)
+        } else {
+            remote.senderMark.storeRelaxed(SenderMark.moved(remote.senderMark.loadRelaxed(), to: ownCPU))
+        }
         let start = ss_monotonic_ns()
         let isCrowded = Crowd.isHere(start)
         if peerCPU == ownCPU {

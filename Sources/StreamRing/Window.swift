@@ -9,7 +9,7 @@ import CSocketSwitch
 /// This file is the one definition of the layout. Words that are published together share a 64-byte line, the unit in
 /// which a provider that cannot map memory writes them; lines that change at different rates are kept apart.
 ///
-///     line 0  the peer as the sender of the data that arrives here   producer, cuts, ring geometry, CPU
+///     line 0  the peer as the sender of the data that arrives here   producer, cuts, ring geometry, mark
 ///     line 1  the peer as the receiver of the data that I send       credit, CPU
 ///     line 2  the same, rarely changed                               invitation, rewind, acknowledgement, armed for receiving
 ///     line 3  the peer as the sender, rarely changed                 armed for sending, end-of-stream flags
@@ -42,8 +42,8 @@ package struct Window {
     @inline(__always) package var ringBytes: Word { Word(base, 40) }
     /// The number of the cut to TCP that the peer is about to make: it looks for a rewind between this and the cut.
     @inline(__always) package var cutIntent: Word { Word(base, 48) }
-    /// CPU on which the peer last sent.
-    @inline(__always) package var senderCPU: Word { Word(base, 56) }
+    /// When and on which CPU the peer last sent: `SenderMark`.
+    @inline(__always) package var senderMark: Word { Word(base, 56) }
 
     // Line 1.
     /// Position up to which the peer has consumed what I sent.
@@ -68,6 +68,26 @@ package struct Window {
     @inline(__always) package var endFlags: Word { Word(base, 200) }
 
     @inline(__always) package var ring: UnsafeMutableRawPointer { base + Window.controlBytes }
+}
+
+/// The value of `Window.senderMark`: the cycle counter, less its lowest bits, above 16 bits of CPU number. All processors of a
+/// host count alike, so marks tell in which order its processes sent on several connections.
+package enum SenderMark {
+    private static var processorBits: UInt64 { 0xFFFF }
+    /// Cycles by which a processor may read the counter early or late among its other work.
+    @inline(__always) package static var slack: UInt64 { 1_000 }
+
+    @inline(__always)
+    package static func make(_ cycles: UInt64, _ cpu: Int32) -> UInt64 {
+        (cycles >> 4) << 16 | UInt64(UInt32(bitPattern: cpu)) & processorBits
+    }
+    @inline(__always) package static func cpu(_ mark: UInt64) -> UInt64 { mark & processorBits }
+    /// `mark` for a sender that has moved to another CPU without sending.
+    @inline(__always)
+    package static func moved(_ mark: UInt64, to cpu: UInt64) -> UInt64 { mark & ~processorBits | cpu & processorBits }
+    /// Whether `mark` was made after `other`; the counter may have wrapped between them.
+    @inline(__always)
+    package static func isLater(_ mark: UInt64, than other: UInt64) -> Bool { Int64(bitPattern: mark &- other) > 0 }
 }
 
 /// Values of `Window.invitation`.

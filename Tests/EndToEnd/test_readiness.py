@@ -40,6 +40,17 @@ class Readiness(Case):
             self.assertNotIn(" 0 connections moved", program.output)
         note(program.output.strip().splitlines()[-1])
 
+    def test_what_is_sent_first_is_told_first(self):
+        kept, moved = free_port(), free_port()
+        self.run_options = ["--upgrade", "eager", "--tcp", f"port={kept}"]
+        rounds = 5000 if settings.long else 500
+        arguments = [self.compiled("sending_order"), settings.seed, rounds, kept, moved]
+        program = self.run_program([*map(str, arguments), *(["plain"] if settings.plain else [])])
+        self.assertIn(" 0 differ", program.output)
+        if not settings.plain:
+            self.assertIn(" 12 connections moved", program.output)
+        note(program.output.strip().splitlines()[-1])
+
     def test_idle_connections_cost_nothing(self):
         """Who waits for connections that say nothing sleeps; a wake-up a second would be a lot, a busy loop is thousands."""
         self.run_options = ["--upgrade", "eager"]

@@ -167,6 +167,12 @@ static inline void ss_event_set(struct epoll_event *list, long i, uint32_t bits,
     list[i].data.u64 = data;
 }
 static inline struct epoll_event *ss_event_at(struct epoll_event *list, long i) { return list + i; }
+// Puts the event at `from` before those at `to` … `from - 1`.
+static inline void ss_event_bring(struct epoll_event *list, long from, long to) {
+    struct epoll_event event = list[from];
+    memmove(list + to + 1, list + to, (size_t)(from - to) * sizeof event);
+    list[to] = event;
+}
 
 // MARK: Constants that Swift does not import (casts, macros with types)
 

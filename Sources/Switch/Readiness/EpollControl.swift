@@ -190,7 +190,9 @@ struct SocketControl {
         one.socket = socket
         one.events = ss_event_bits(event, 0)
         one.data = ss_event_data(event, 0)
-        one.state = Registration.State.live
+        let isListener = sessionOf(socket).slot.kind.loadRelaxed() == Slot.Kind.listening
+        one.state = Registration.State.live | (isListener ? Registration.State.listener : 0)
+        one.reported = 0
         let connection = connectionRecord(socket)
         if connection.pointee.firstRegistration != 0 { markNotAlone(one) }
         one.nextInSocket = UInt32(bitPattern: connection.pointee.firstRegistration)

@@ -27,6 +27,8 @@ struct EpollSet {
         static var shared: UInt64 { 16 }
         /// Another set is in it.
         static var holdsSets: UInt64 { 64 }
+        /// The kernel may hold rings of doorbells for what has been told: they stand where nothing else belongs.
+        static var oldBells: UInt64 { 128 }
         /// Inherited, and this process has not waited in it yet.
         static var inherited: UInt64 { 32 }
     }
@@ -69,6 +71,15 @@ struct EpollSet {
     /// When a thread last began to wait or to look, monotonic nanoseconds: a time that costs nothing.
     @inline(__always) var lastWait: Word { Word(base, 104) }
     @inline(__always) var next: UInt32 { get { half(88).pointee } nonmutating set { half(88).pointee = newValue } }
+
+    /// Registrations of sockets that are no listeners.
+    @inline(__always) var streamCount: Word { Word(base, 96) }
+    /// Connections that are not in the hot list: on TCP, or armed. When something comes on them only the kernel knows.
+    @inline(__always) var quietStreams: Int {
+        let streams = streamCount.loadRelaxed()
+        let hot = UInt64(hotCount)
+        return streams > hot ? Int(streams &- hot) : 0
+    }
 
     @inline(__always) func has(_ flag: UInt64) -> Bool { flags.load() & flag != 0 }
 
@@ -130,11 +141,13 @@ struct EpollSet {
         one.previousInSet = 0
         if first != 0 { root.registration(first).previousInSet = index }
         firstRegistration = index
+        if !one.has(Registration.State.listener) { streamCount.add(1) }
     }
 
     func unlink(_ root: ReadinessRoot, _ index: UInt32) {
         makeCold(root, index)
         let one = root.registration(index)
+        if !one.has(Registration.State.listener) { streamCount.subtract(1) }
         let next = one.nextInSet
         let previous = one.previousInSet
         if next != 0 { root.registration(next).previousInSet = previous }

@@ -90,25 +90,15 @@ struct EpollWaiter {
         set.lastWait.storeRelaxed(now)
         var hasSpun = false
         while true {
-            // The kernel first when its turn has come, with room left for the hot sockets, so that neither side starves.
-            var count = 0
-            var kernelLooked = false
-            if deadline == Deadline.now || now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
-                let share = kernelShare()
-                if share > 0 {
-                    count = askKernel(0, share, nil)
-                    if count < 0 { return leave(count) }
-                    noteKernelPoll(now, count)
-                    kernelLooked = share == maximum && mask == nil
-                }
-            }
-            count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now)
-            if count > 0 { return leave(count) }
-            if !kernelLooked {
-                count = askKernel(0, maximum, deadline == Deadline.now ? mask : nil)
+            // The kernel has its turn with room left for the hot sockets, so that neither side starves.
+            let isDue = deadline == Deadline.now || now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds
+            let share = isDue ? kernelShare() : 0
+            var count = look(now, kernelShare: share, mayAsk: deadline == Deadline.now)
+            if count != 0 { return leave(count) }
+            if !(asksKernelLast ? share > 0 : share == maximum) || mask != nil {
+                count = askKernel(0, maximum, deadline == Deadline.now ? mask : nil, now)
                 if count < 0 { return leave(count) }
-                noteKernelPoll(now, count)
-                count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now)
+                if !asksKernelLast { count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now) }
                 if count > 0 { return leave(count) }
             }
             if deadline == Deadline.now {
@@ -123,6 +113,34 @@ struct EpollWaiter {
             }
             count = sleep(&now)
             if count != EpollWaiter.goOn { return leave(count) }
+        }
+    }
+
+    /// The set has connections that only the kernel knows of: what came on them before something that the hot rings tell must
+    /// be told with it. (With room for one event only, kernel and rings take turns; and who only looks wants to know everything
+    /// about the hot ones, of which the kernel may know something, too.)
+    private var asksKernelLast: Bool { maximum > 1 && deadline != Deadline.now && set.quietStreams > 0 }
+
+    /// One look at the kernel, for `kernelShare` events (0: its turn has not come), and at the rings. Events found; or -errno.
+    private func look(_ now: UInt64, kernelShare share: Int, mayAsk: Bool) -> Int {
+        if asksKernelLast { return lookInOrder(now, kernelIsDue: share > 0, mayAsk: mayAsk) }
+        let count = share > 0 ? askKernel(0, share, nil, now) : 0
+        return count < 0 ? count : set.scan(root, events, count, maximum, now, mayAsk: mayAsk)
+    }
+
+    /// The kernel after the rings, so that nothing is missing that came before what they tell. What it has on TCP stands first,
+    /// what it has of rings by their bells where it belongs.
+    private func lookInOrder(_ now: UInt64, kernelIsDue: Bool, mayAsk: Bool) -> Int {
+        withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 64) { marks in  // SendingOrder.capacity
+            var order = SendingOrder(events, 0, marks)
+            set.scan(root, &order, maximum &- min(set.quietStreams, maximum / 2), now, mayAsk: mayAsk)
+            if order.count == 0, !kernelIsDue { return 0 }
+            order.bound = SenderMark.make(ss_cycles(), 0)
+            let found = askKernel(order.count, maximum &- order.count, nil, now)
+            if found < 0 { return order.count > 0 ? order.count : found }
+            order.putBehind(found &- order.count)
+            set.scan(root, &order, maximum, now, mayAsk: mayAsk)
+            return order.count
         }
     }
 
@@ -142,13 +160,15 @@ struct EpollWaiter {
         return turn == 0 ? 1 : 0
     }
 
-    /// Events that the kernel has now, without ours, appended at `count`.
-    private func askKernel(_ count: Int, _ room: Int, _ mask: UnsafeRawPointer?) -> Int {
+    /// Events that the kernel has now, without ours, appended at `count`. The new count, or -errno.
+    private func askKernel(_ count: Int, _ room: Int, _ mask: UnsafeRawPointer?, _ now: UInt64) -> Int {
         var rounds: UInt64 = 0
+        if room <= 0 { return count }
         while true {
             let found = ss_sys_epoll_pwait(descriptor, ss_event_at(events, count), Int32(truncatingIfNeeded: room), 0, mask)
             if found < 0 { return found }
             let kept = sift(count, found)
+            noteKernelPoll(now, kept &- count)
             rounds &+= 1
             // Nothing but our own, and there may be more behind them: with little room as many rounds as there are sockets with
             // two edges each. (More come only from peers that are busy this very moment.)
@@ -159,24 +179,56 @@ struct EpollWaiter {
     /// Takes our own events out of `events[from ..< from + count]`: what they mean goes to the hot list. Returns where the
     /// program's events end.
     private func sift(_ from: Int, _ count: Int) -> Int {
-        if count == 0 { return from }
-        if !set.has(EpollSet.Flags.tags) { return from + count }
-        let outcome = set.lock.lock()
-        defer { if outcome == .acquired { set.lock.unlock() } }
         var kept = from
-        var position = from
-        while position < from + count {
-            let bits = ss_event_bits(events, position)
-            var data = ss_event_data(events, position)
-            position &+= 1
-            if data & Tag.prefixMask == root.tagPrefix {
-                guard let own = take(data, bits, acquired: outcome == .acquired) else { continue }
-                data = own
-            }
+        siftEach(from, count) { bits, data, isRung in
+            if isRung { return }
             ss_event_set(events, kept, bits, data)
             kept &+= 1
         }
         return kept
+    }
+
+    /// The same after a sleep, for which all rings were armed: the kernel has everything in order, and what a ring has to say
+    /// stands in the place of its bell.
+    private func siftAfterSleep(_ count: Int, _ now: UInt64) -> Int {
+        var kept = 0
+        var fromRings = 0
+        siftEach(0, count) { bits, data, isRung in
+            var (bits, data) = (bits, data)
+            if isRung {
+                let index = Tag.index(data)
+                bits = set.report(root, index, now, mayAsk: true)
+                if bits == 0 { return }
+                data = root.registration(index).data
+                fromRings &+= 1
+            }
+            ss_event_set(events, kept, bits, data)
+            kept &+= 1
+        }
+        noteKernelPoll(now, kept &- fromRings)
+        return kept
+    }
+
+    /// Calls `body` with each event of `events[from ..< from + count]` that is the program's, or that tells of a registration
+    /// which is hot now (`isRung`; with our tag).
+    @inline(__always)
+    private func siftEach(_ from: Int, _ count: Int, _ body: (_ bits: UInt32, _ data: UInt64, _ isRung: Bool) -> Void) {
+        let mayBeOurs = count > 0 && set.has(EpollSet.Flags.tags)
+        let outcome = mayBeOurs ? set.lock.lock() : .acquired
+        defer { if mayBeOurs, outcome == .acquired { set.lock.unlock() } }
+        var position = from
+        while position < from + count {
+            let bits = ss_event_bits(events, position)
+            let data = ss_event_data(events, position)
+            position &+= 1
+            if !mayBeOurs || data & Tag.prefixMask != root.tagPrefix {
+                body(bits, data, false)
+            } else if let own = take(data, bits, acquired: outcome == .acquired) {
+                body(bits, own, false)
+            } else if outcome == .acquired, root.registration(Tag.index(data)).has(Registration.State.rung) {
+                body(bits, data, true)
+            }
+        }
     }
 
     /// One event of ours. Not nil: it is the program's after all, with this data.
@@ -202,18 +254,23 @@ struct EpollWaiter {
                 var other = set.firstRegistration
                 while other != 0 {
                     let candidate = root.registration(other)
-                    if candidate.socket == one.socket, candidate.has(Registration.State.dual) { set.heat(root, other) }
+                    if candidate.socket == one.socket, candidate.has(Registration.State.dual) { ring(other) }
                     other = candidate.nextInSet
                 }
             } else {
-                set.heat(root, index)
+                ring(index)
             }
         } else {
             sessionOf(one.socket).noteTCPEvent(one.polled)
             one.insert(Registration.State.edge)
-            set.heat(root, index)
+            ring(index)
         }
         return nil
+    }
+
+    private func ring(_ index: UInt32) {
+        root.registration(index).insert(Registration.State.rung)
+        set.heat(root, index)
     }
 
     // MARK: Looking for a while
@@ -245,13 +302,9 @@ struct EpollWaiter {
             }
             let before = now
             now = ss_monotonic_ns()
-            var count = 0
-            if now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds {
-                count = askKernel(0, maximum, nil)
-                if count < 0 { return count }
-                noteKernelPoll(now, count)
-            }
-            count = set.scan(root, events, count, maximum, now, mayAsk: false)
+            let isDue = now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds
+            let count = look(now, kernelShare: isDue ? maximum : 0, mayAsk: false)
+            if count < 0 { return count }
             // Somebody else has the processor: who sleeps gets it back sooner than who yields.
             let isLost = yieldsNow && Crowd.took(now &- before, now: now, foundData: count > 0)
             if count > 0 {
@@ -278,10 +331,15 @@ struct EpollWaiter {
     /// Arms, looks again, sleeps. `goOn`: look again.
     private mutating func sleep(_ now: inout UInt64) -> Int {
         if set.hotCount != 0 { set.maintainAll(root) }
+        if set.has(EpollSet.Flags.oldBells), maximum > 1 {
+            set.flags.clearBits(EpollSet.Flags.oldBells)
+            let count = look(now, kernelShare: maximum, mayAsk: true)
+            if count != 0 { return count }
+        }
         set.sleepers.add(1)  // before arming: who leaves later sees that somebody relies on it
         let longest = set.armAll(root)
         now = ss_monotonic_ns()
-        var count = set.scan(root, events, 0, maximum, now, mayAsk: true)
+        var count = look(now, kernelShare: 0, mayAsk: true)
         if count > 0 {
             stopSleeping()
             return count
@@ -304,11 +362,11 @@ struct EpollWaiter {
             set.spinNanoseconds.storeRelaxed(SpinBudget.afterShortSleep(set.spinNanoseconds.loadRelaxed()))
         }
         let isOver = deadline != Deadline.never && now >= deadline
-        count = sift(0, count)
-        noteKernelPoll(now, count)
+        count = siftAfterSleep(count, now)
+        // What comes only now may have come behind something that the kernel has: it is the next call's.
+        if count > 0, !isOver, asksKernelLast { return count }
         count = set.scan(root, events, count, maximum, now, mayAsk: isOver)
-        if count > 0 || isOver { return count }
-        return EpollWaiter.goOn
+        return count > 0 || isOver ? count : EpollWaiter.goOn
     }
 
     private func stopSleeping() {

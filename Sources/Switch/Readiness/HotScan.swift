@@ -106,20 +106,24 @@ extension Registration {
         guard !has(State.disabled) else { return }
         let session = sessionOf(socket)
         guard session.isUp else { return }
+        // A bell that the kernel told of was for an earlier number.
+        if has(State.rung) { remove(State.rung) }
         if wantsInput { armed = session.armReceive(fences: fences) }
         if waitsForRoom { session.armSend(fences: fences) }
     }
 
     /// Awake again: the peer need not ring for what this thread looks at anyway. Unless somebody else may rely on it.
-    func disarm() {
+    /// True: it may have rung already.
+    func disarm() -> Bool {
         let number = armed
-        if number == 0 { return }
+        if number == 0 { return false }
         armed = 0
         let session = sessionOf(socket)
         guard session.isUp, !has(State.notAlone), session.slot.holders.loadRelaxed() <= 1,
             session.doorbellSleepers.loadSequential() == 0
-        else { return }
+        else { return true }
         session.disarmReceive(number)
+        return session.looksReadable
     }
 
     /// The provider has writes, or TCP a backlog, that only our calls carry on.
@@ -130,35 +134,98 @@ extension Registration {
     }
 }
 
+/// The events of one look at the hot list, kept in the order in which the peers sent.
+struct SendingOrder {
+    /// So many are compared with each other at most; those found later stand behind them.
+    static var capacity: Int { 64 }
+
+    let list: UnsafeMutablePointer<epoll_event>
+    /// Where the next event goes.
+    private(set) var count: Int
+    /// What was sent later is left to the next look; 0: nothing is.
+    var bound: UInt64 = 0
+    /// The latest mark so far.
+    private(set) var latest: UInt64 = 0
+    private var first: Int
+    private let marks: UnsafeMutableBufferPointer<UInt64>
+
+    init(_ list: UnsafeMutablePointer<epoll_event>, _ count: Int, _ marks: UnsafeMutableBufferPointer<UInt64>) {
+        self.list = list
+        self.count = count
+        first = count
+        self.marks = marks
+    }
+
+    /// `others` events that stand behind ours come before them.
+    mutating func putBehind(_ others: Int) {
+        var position = count
+        while count > 0, position < count &+ others {
+            ss_event_bring(list, position, position &- count)
+            position &+= 1
+        }
+        first &+= others
+        count &+= others
+    }
+
+    mutating func add(_ bits: UInt32, _ data: UInt64, _ mark: UInt64) {
+        if count &- first == SendingOrder.capacity { first = count }
+        var place = count &- first
+        if place == 0 || SenderMark.isLater(mark, than: latest) { latest = mark }
+        while place > 0, SenderMark.isLater(marks[place &- 1], than: mark) {
+            marks[place] = marks[place &- 1]
+            place &-= 1
+        }
+        marks[place] = mark
+        ss_event_set(list, count, bits, data)
+        if first &+ place != count { ss_event_bring(list, count, first &+ place) }
+        count &+= 1
+    }
+}
+
 extension EpollSet {
-    /// Looks once around the hot list and appends what is ready at `count`. Returns the new count. Begins where the last
-    /// look ended for want of room.
+    /// Looks around the hot list and appends what is ready at `count`, in the order in which the peers sent. Returns the new
+    /// count. Begins where the last look ended for want of room.
     func scan(
         _ root: ReadinessRoot, _ list: UnsafeMutablePointer<epoll_event>, _ count: Int, _ maximum: Int, _ now: UInt64,
         mayAsk: Bool
     ) -> Int {
-        guard lock.lock() == .acquired else { return count }
-        var count = count
+        if hotCount == 0, !has(Flags.attention) { return count }
+        return withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 64) { marks in  // SendingOrder.capacity
+            var order = SendingOrder(list, count, marks)
+            scan(root, &order, maximum, now, mayAsk: mayAsk)
+            return order.count
+        }
+    }
+
+    /// The same, added to what `order` has.
+    func scan(_ root: ReadinessRoot, _ order: inout SendingOrder, _ maximum: Int, _ now: UInt64, mayAsk: Bool) {
+        guard lock.lock() == .acquired else { return }
+        defer { lock.unlock() }
         if has(Flags.attention) { heatEverything(root) }
+        if hotCount == 1 { return lookAround(root, &order, maximum, now, mayAsk: mayAsk) }
+        while hotCount != 0, order.count < maximum {
+            let before = order.count
+            let began = SenderMark.make(ss_cycles() &- SenderMark.slack, 0)
+            lookAround(root, &order, maximum, now, mayAsk: mayAsk)
+            // Has somebody sent while we looked? Then somebody may have sent before that on a connection that we had passed.
+            if order.count == before || !SenderMark.isLater(order.latest, than: began) { return }
+        }
+    }
+
+    private func lookAround(_ root: ReadinessRoot, _ order: inout SendingOrder, _ maximum: Int, _ now: UInt64, mayAsk: Bool) {
         var left = hotCount
         var index = hotHead
         while left > 0 {
-            if count >= maximum {
+            if order.count >= maximum {
                 hotHead = index
-                break
+                return
             }
             let one = root.registration(index)
             let next = one.hotNext
-            let found = one.evaluate(now, mayAsk: mayAsk)
+            let isTooLate = order.bound != 0 && SenderMark.isLater(sessionOf(one.socket).peerMark, than: order.bound)
+            let found = isTooLate ? 0 : report(root, index, now, mayAsk: mayAsk)
             if found != 0 {
-                ss_event_set(list, count, found, one.data)
-                count &+= 1
-                one.lastActive = now
-                hottest = index
-                if one.isOneShot {
-                    one.insert(Registration.State.disabled)
-                    makeCold(root, index)
-                }
+                order.add(found, one.data, sessionOf(one.socket).peerMark)
             } else if one.has(Registration.State.disabled) {
                 makeCold(root, index)
             } else if now > one.lastActive, now &- one.lastActive > quietNanoseconds {
@@ -167,8 +234,26 @@ extension EpollSet {
             index = next
             left &-= 1
         }
-        lock.unlock()
-        return count
+    }
+
+    /// What a registration has to say in this look, and the books about it. 0: nothing, or it has been told already.
+    @inline(__always)
+    func report(_ root: ReadinessRoot, _ index: UInt32, _ now: UInt64, mayAsk: Bool) -> UInt32 {
+        let one = root.registration(index)
+        if one.reported == now { return 0 }
+        let isRung = one.has(Registration.State.rung)
+        if isRung { one.remove(Registration.State.rung) }
+        let found = one.evaluate(now, mayAsk: mayAsk)
+        if found == 0 { return 0 }
+        if one.armed != 0, !isRung { flags.setBits(Flags.oldBells) }
+        one.reported = now
+        one.lastActive = now
+        hottest = index
+        if one.isOneShot {
+            one.insert(Registration.State.disabled)
+            makeCold(root, index)
+        }
+        return found
     }
 
     /// How many hot registrations `scan` might report, counted up to `atMost`.
@@ -265,7 +350,7 @@ extension EpollSet {
         var left = hotCount
         while left > 0 {
             let one = root.registration(index)
-            one.disarm()
+            if one.disarm() { flags.setBits(Flags.oldBells) }
             index = one.hotNext
             left &-= 1
         }

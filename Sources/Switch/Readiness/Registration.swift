@@ -43,6 +43,10 @@ struct Registration {
         static var dormant: UInt32 { 4096 }
         /// The socket has, or had, another registration in this process.
         static var notAlone: UInt32 { 8192 }
+        /// A listener when it was registered.
+        static var listener: UInt32 { 16384 }
+        /// The kernel has told of it since it was armed, and nobody has looked at it since.
+        static var rung: UInt32 { 32768 }
     }
 
     @inline(__always) private func half(_ offset: Int) -> UnsafeMutablePointer<UInt32> {
@@ -96,6 +100,9 @@ struct Registration {
 
     /// The number with which this registration last asked for a ring, 0 = taken back.
     @inline(__always) var armed: UInt64 { get { full(96).pointee } nonmutating set { full(96).pointee = newValue } }
+
+    /// The look (its time, monotonic nanoseconds) that last reported it to the program.
+    @inline(__always) var reported: UInt64 { get { full(112).pointee } nonmutating set { full(112).pointee = newValue } }
 
     @inline(__always) func has(_ bit: UInt32) -> Bool { state & bit != 0 }
     @inline(__always) func insert(_ bits: UInt32) { change(bits, bits) }
