@@ -8,7 +8,7 @@ KNOWN = os.path.join(running.HERE, "known-differences.tsv")
 
 
 class Known:
-    """A line of the file: unit, test (a glob), mode, what, why. TAB-separated; '#' begins a comment.
+    """A line of the file: unit (a glob), test (a glob), mode, what, why. TAB-separated; '#' begins a comment.
 
     mode `all`: the test is not run at all. Other modes: the test's difference in this mode is its own. what is `always`, or
     `sometimes` when the difference depends on timing; one that always differs and no longer does is stale.
@@ -23,8 +23,11 @@ class Known:
         self.number = number
         self.used = False
 
+    def covers(self, unit):
+        return fnmatch.fnmatchcase(unit, self.unit)
+
     def matches(self, unit, test, mode):
-        return self.unit == unit and self.mode == mode and fnmatch.fnmatchcase(test, self.test)
+        return self.covers(unit) and self.mode == mode and fnmatch.fnmatchcase(test, self.test)
 
 
 def read_known():

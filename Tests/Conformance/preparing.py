@@ -53,14 +53,16 @@ def apt_options(directory):
             "-o", f"Dir::State::lists={directory}/lists", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3"]
 
 
-def debian_source(package):
+def debian_source(package, version=None):
     """The unpacked source of a Debian source package, Debian's patches applied."""
+    request = f"{package}={version}" if version else package
+
     def make(directory):
         apt = os.path.join(running.CACHE, "apt")
         options = apt_options(apt)
         once(os.path.join(apt, "updated"), lambda _: call(["apt-get", *options, "update"]))
-        call(["apt-get", *options, "source", package], cwd=directory)
-    directory = once(os.path.join(SOURCES, package), make)
+        call(["apt-get", *options, "source", request], cwd=directory)
+    directory = once(os.path.join(SOURCES, request.replace(":", "-")), make)
     return next(path for path in sorted(glob.glob(os.path.join(directory, "*"))) if os.path.isdir(path))
 
 

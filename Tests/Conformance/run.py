@@ -36,6 +36,7 @@ ATTEMPTS = 2
 def work(unit, mode, only, result_path, log_path, tools, excluded):
     """In a process of its own, which collects everything that the unit leaves behind."""
     running.become_subreaper()
+    running.restore_signals()
     if unit.isolated:
         running.isolate()
     unit.excluded = excluded
@@ -53,17 +54,20 @@ class Conformance:
         self.arguments = arguments
         self.known = differences.read_known()
         self.pool = concurrent.futures.ThreadPoolExecutor(arguments.jobs)
+        # So that a row need not wait for all the units behind it.
+        self.repeats = concurrent.futures.ThreadPoolExecutor(arguments.jobs)
         self.failures = []
 
     def start(self, unit, mode, only=(), attempt=""):
-        return self.pool.submit(self.run_worker, unit, mode, list(only), attempt)
+        pool = self.repeats if attempt else self.pool
+        return pool.submit(self.run_worker, unit, mode, list(only), attempt)
 
     def run_worker(self, unit, mode, only, attempt):
         name = f"{unit.id}.{mode}{attempt}"
         result_path, log_path = (os.path.join(RESULTS, f"{name}.{kind}") for kind in ("json", "log"))
         if os.path.exists(result_path):
             os.unlink(result_path)
-        excluded = [entry.test for entry in self.known if entry.unit == unit.id and entry.mode == "all"]
+        excluded = [entry.test for entry in self.known if entry.covers(unit.id) and entry.mode == "all"]
         order = {"unit": unit.id, "mode": mode, "only": only, "result": result_path, "log": log_path,
                  "tools": self.arguments.tools, "excluded": excluded}
         worker = subprocess.run([sys.executable, os.path.abspath(__file__), "--worker", json.dumps(order)],
@@ -120,7 +124,7 @@ class Conformance:
 
     def check_staleness(self, unit, mode, native, result):
         for entry in self.known:
-            if entry.unit != unit.id or self.arguments.only:
+            if not entry.covers(unit.id) or self.arguments.only:
                 continue
             where = f"known-differences.tsv:{entry.number}"
             if entry.mode == "all" and mode == self.arguments.mode[0]:
@@ -174,7 +178,8 @@ def main():
     parser.add_argument("--mode", action="append", choices=["default", "eager"])
     parser.add_argument("--only", action="append", default=[], metavar="TEST")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    # Most tests wait most of the time.
+    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1))
     parser.add_argument("--tools", default=os.path.join(running.ROOT, "out", "bin"), metavar="DIRECTORY")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -1,4 +1,5 @@
 """One unit of a suite in one mode: a private service, a time limit for each test, and nobody left behind."""
+import concurrent.futures
 import ctypes
 import json
 import os
@@ -20,6 +21,14 @@ def become_subreaper():
     PR_SET_CHILD_SUBREAPER = 36
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
+
+
+def restore_signals():
+    """Whoever starts us in the background of a script has SIGINT ignored, and programs inherit that: tests that interrupt
+    themselves would wait for ever."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def isolate():
@@ -258,6 +267,43 @@ def run_program(run, arguments, log_path, seconds, cwd=None, environment=None):
         run.end(process)
     with open(log_path, errors="replace") as file:
         return status, file.read()
+
+
+def end_session(leader):
+    """Kills what is left of a program that leads a session of its own, and its children."""
+    for pid in descendants():
+        try:
+            if os.getsid(pid) == leader.pid:
+                os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    leader.wait(20)
+
+
+def run_each(run, tests, log_path, seconds, cwd, parallel=1):
+    """A unit of which each test is a program by itself: {id: (exit status or None if it hung, what it printed)}.
+
+    `tests` is {id: (arguments, environment)}. Tests that sleep most of the time may run side by side.
+    """
+    def one(test):
+        arguments, environment = tests[test]
+        with tempfile.TemporaryFile(dir=run.directory) as output:
+            process = run.start(arguments, output, cwd, environment)
+            hang = ""
+            try:
+                status = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                status, hang = None, "\n" + describe_hang(process.pid) + "\n"
+            end_session(process)
+            output.seek(0)
+            return status, output.read().decode(errors="replace") + hang
+
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        ends = dict(zip(tests, pool.map(one, tests)))
+    with open(log_path, "w") as log:
+        for test, (status, text) in ends.items():
+            log.write(f"== {test}: {status}\n{text}\n")
+    return ends
 
 
 def tell_end(results, status, text, expected=(0, 1)):

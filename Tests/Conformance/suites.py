@@ -1,43 +1,18 @@
-"""What is run. A unit is what runs in one process group: `python.test_socket` is unit `test_socket` of suite `python`."""
+"""What is run: the units of every suite, and how those written in Python run."""
 import glob
 import os
-import re
 import shutil
 import subprocess
 
+import libevent_suite
+import libuv_suite
 import preparing
+import redis_suite
 import running
+from unit import Unit
 
 #: Debian's interpreter, to which libpython3.11-testsuite belongs.
 PYTHON = "/usr/bin/python3"
-
-
-class Unit:
-    """`run(run, log_path, only)` gives {test id: (outcome, text)}."""
-
-    #: Seconds for the whole unit and for one of its tests, in which it says nothing.
-    unit_seconds = 1200
-    test_seconds = 180
-    #: Uses fixed ports: gets a network of its own.
-    isolated = False
-
-    def __init__(self, suite, name, short=False, carries=True):
-        self.suite = suite
-        self.name = name
-        #: Part of `make test`.
-        self.short = short
-        #: Its programs talk over TCP with themselves, enough that the companion must carry some of it in eager mode.
-        self.carries = carries
-
-    @property
-    def id(self):
-        return f"{self.suite}.{self.name}"
-
-    def prepare(self):
-        """Downloads and builds, once, before anything runs."""
-
-    def run(self, run, log_path, only):
-        raise NotImplementedError
 
 
 class PythonUnit(Unit):
@@ -57,9 +32,9 @@ class PythonUnit(Unit):
 
 
 def python_units():
-    short = ["test_socket", "test_ssl", "test_httplib", "test_httpservers", "test_asyncore",
+    short = ["test_socket", "test_ssl", "test_epoll", "test_httplib", "test_httpservers", "test_asyncore",
              "test_asynchat", "test_smtplib", "test_poplib", "test_nntplib", "test_urllib2_localnet"]
-    long = ["test_epoll", "test_ftplib", "test_xmlrpc", "test_imaplib", "test_multiprocessing_fork", "test_multiprocessing_spawn",
+    long = ["test_ftplib", "test_xmlrpc", "test_imaplib", "test_multiprocessing_fork", "test_multiprocessing_spawn",
             "test_multiprocessing_forkserver"]
     # Event loops, simulated servers or pipes only: no TCP connection of their own that carries anything.
     silent_short = ["test_select", "test_telnetlib", "test_smtpd"]
@@ -128,51 +103,5 @@ def uvloop_units():
     return [UvloopUnit("uvloop", f"test_{name}", f"tests.test_{name}", carries=name in carrying) for name in carrying + others]
 
 
-class LibuvUnit(Unit):
-    """libuv's own tests, one process each, by its runner, which writes TAP."""
-    isolated = True
-
-    def source(self):
-        def make(directory):
-            preparing.call(["sh", "autogen.sh"], cwd=directory)
-            preparing.call(["./configure", "--disable-shared"], cwd=directory)
-            preparing.call(["make", f"-j{os.cpu_count()}", "check", "TESTS="], cwd=directory)
-        return preparing.built(preparing.debian_source("libuv1"), make)
-
-    def prepare(self):
-        self.source()
-
-    def run(self, run, log_path, only):
-        source = self.source()
-        environment = {"UV_RUN_AS_ROOT": "1", "UV_TEST_TIMEOUT_MULTIPLIER": "6"}
-        program = os.path.join(source, "test", "run-tests")
-        if not only:
-            status, text = running.run_program(run, [program], log_path, self.unit_seconds, source, environment)
-            return running.tell_end(self.parse(text), status, text)
-        names = subprocess.run([program, "--list"], stdout=subprocess.PIPE, text=True, cwd=source,
-                               env={**run.environment, **environment}).stdout.split()
-        results = {}
-        for name in names:
-            if any(part in name for part in only):
-                status, text = running.run_program(run, [program, name], log_path, self.test_seconds, source, environment)
-                results.update(self.parse(text))
-                if name not in results:
-                    running.tell_end(results, status, text)
-        return results
-
-    @staticmethod
-    def parse(text):
-        results, last = {}, None
-        for line in text.split("\n"):
-            match = re.match(r"(ok|not ok) \d+ - (\S+)(.*)", line)
-            if match:
-                last = match.group(2)
-                outcome = "failed" if match.group(1) == "not ok" else "skipped" if "# SKIP" in match.group(3) else "passed"
-                results[last] = (outcome, "")
-            elif last and line.startswith("#"):
-                results[last] = (results[last][0], (results[last][1] + line + "\n")[-4000:])
-        return results
-
-
 def all_units():
-    return python_units() + uvloop_units() + [LibuvUnit("libuv", "tests")]
+    return python_units() + uvloop_units() + libuv_suite.units() + libevent_suite.units() + redis_suite.units()
