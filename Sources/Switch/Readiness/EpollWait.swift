@@ -188,19 +188,32 @@ struct EpollWaiter {
         return kept
     }
 
-    /// The same after a sleep, for which all rings were armed: the kernel has everything in order, and what a ring has to say
-    /// stands in the place of its bell.
+    /// The same after a sleep, for which all rings were armed, so that the kernel has everything in order: what a ring has to say
+    /// and something on TCP came after stands in the place of its bell. What came last is the next look's, which asks the kernel
+    /// behind it.
     private func siftAfterSleep(_ count: Int, _ now: UInt64) -> Int {
+        let woken = SenderMark.make(ss_cycles(), 0)
+        var left = 0
+        siftEach(0, count, peeking: true) { _, _, isRung in left &+= isRung ? 0 : 1 }
+        if left == 0 {
+            noteKernelPoll(now, 0)
+            return sift(0, count)
+        }
         var kept = 0
         var fromRings = 0
         siftEach(0, count) { bits, data, isRung in
             var (bits, data) = (bits, data)
             if isRung {
                 let index = Tag.index(data)
+                let one = root.registration(index)
+                // Later than this it came after what the kernel had: an old bell stands in its place.
+                if left == 0 || SenderMark.isLater(sessionOf(one.socket).peerMark, than: woken) { return }
                 bits = set.report(root, index, now, mayAsk: true)
                 if bits == 0 { return }
-                data = root.registration(index).data
+                data = one.data
                 fromRings &+= 1
+            } else {
+                left &-= 1
             }
             ss_event_set(events, kept, bits, data)
             kept &+= 1
@@ -210,9 +223,11 @@ struct EpollWaiter {
     }
 
     /// Calls `body` with each event of `events[from ..< from + count]` that is the program's, or that tells of a registration
-    /// which is hot now (`isRung`; with our tag).
+    /// which is hot now (`isRung`; with our tag). `peeking`: only says which.
     @inline(__always)
-    private func siftEach(_ from: Int, _ count: Int, _ body: (_ bits: UInt32, _ data: UInt64, _ isRung: Bool) -> Void) {
+    private func siftEach(
+        _ from: Int, _ count: Int, peeking: Bool = false, _ body: (_ bits: UInt32, _ data: UInt64, _ isRung: Bool) -> Void
+    ) {
         let mayBeOurs = count > 0 && set.has(EpollSet.Flags.tags)
         let outcome = mayBeOurs ? set.lock.lock() : .acquired
         defer { if mayBeOurs, outcome == .acquired { set.lock.unlock() } }
@@ -223,6 +238,8 @@ struct EpollWaiter {
             position &+= 1
             if !mayBeOurs || data & Tag.prefixMask != root.tagPrefix {
                 body(bits, data, false)
+            } else if peeking {
+                body(bits, data, root.registration(Tag.index(data)).has(Registration.State.dual))
             } else if let own = take(data, bits, acquired: outcome == .acquired) {
                 body(bits, own, false)
             } else if outcome == .acquired, root.registration(Tag.index(data)).has(Registration.State.rung) {
@@ -363,8 +380,8 @@ struct EpollWaiter {
         }
         let isOver = deadline != Deadline.never && now >= deadline
         count = siftAfterSleep(count, now)
-        // What comes only now may have come behind something that the kernel has: it is the next call's.
-        if count > 0, !isOver, asksKernelLast { return count }
+        // What comes only now may have come behind something that the kernel has: it is the next look's.
+        if !isOver, asksKernelLast { return count > 0 ? count : EpollWaiter.goOn }
         count = set.scan(root, events, count, maximum, now, mayAsk: isOver)
         return count > 0 || isOver ? count : EpollWaiter.goOn
     }
