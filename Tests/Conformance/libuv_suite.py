@@ -11,6 +11,7 @@ from unit import Unit
 class LibuvUnit(Unit):
     """libuv's own tests, one process each, by its runner, which writes TAP."""
     isolated = True
+    exclusive = True
 
     def source(self):
         def make(directory):

@@ -15,6 +15,7 @@ same tests run natively again: what TCP shows now and then is no difference. Out
 """
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import shlex
@@ -70,8 +71,9 @@ class Conformance:
         excluded = [entry.test for entry in self.known if entry.covers(unit.id) and entry.mode == "all"]
         order = {"unit": unit.id, "mode": mode, "only": only, "result": result_path, "log": log_path,
                  "tools": self.arguments.tools, "excluded": excluded}
-        worker = subprocess.run([sys.executable, os.path.abspath(__file__), "--worker", json.dumps(order)],
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with unit.lock if unit.exclusive else contextlib.nullcontext():
+            worker = subprocess.run([sys.executable, os.path.abspath(__file__), "--worker", json.dumps(order)],
+                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if worker.returncode != 0:
             return {"outcomes": {"(runner)": ("crashed", worker.stdout[-4000:])}, "seconds": 0, "bytes": 0, "pairs": 0,
                     "complaints": [f"the runner failed: {worker.stdout[-2000:]}"]}

@@ -1,4 +1,5 @@
 """A unit is what runs in one process group: `python.test_socket` is unit `test_socket` of suite `python`."""
+import threading
 
 
 class Unit:
@@ -9,6 +10,8 @@ class Unit:
     test_seconds = 180
     #: Uses fixed ports: gets a network of its own.
     isolated = False
+    #: Uses fixed names of files: one mode after the other.
+    exclusive = False
 
     def __init__(self, suite, name, short=False, carries=True):
         self.suite = suite
@@ -17,6 +20,7 @@ class Unit:
         self.short = short
         #: Its programs talk over TCP with themselves, enough that the companion must carry some of it in eager mode.
         self.carries = carries
+        self.lock = threading.Lock()
 
     @property
     def id(self):

@@ -193,6 +193,7 @@ struct SocketControl {
         let isListener = sessionOf(socket).slot.kind.loadRelaxed() == Slot.Kind.listening
         one.state = Registration.State.live | (isListener ? Registration.State.listener : 0)
         one.reported = 0
+        one.since = 0
         let connection = connectionRecord(socket)
         if connection.pointee.firstRegistration != 0 { markNotAlone(one) }
         one.nextInSocket = UInt32(bitPattern: connection.pointee.firstRegistration)

@@ -72,6 +72,11 @@ struct EpollSet {
     @inline(__always) var lastWait: Word { Word(base, 104) }
     @inline(__always) var next: UInt32 { get { half(88).pointee } nonmutating set { half(88).pointee = newValue } }
 
+    /// When the hot list was last looked at, a `SenderMark`.
+    @inline(__always) var lookMark: UInt64 {
+        get { (base + 112).assumingMemoryBound(to: UInt64.self).pointee }
+        nonmutating set { (base + 112).assumingMemoryBound(to: UInt64.self).pointee = newValue }
+    }
     /// Registrations of sockets that are no listeners.
     @inline(__always) var streamCount: Word { Word(base, 96) }
     /// Connections that are not in the hot list: on TCP, or armed. When something comes on them only the kernel knows.

@@ -88,6 +88,12 @@ extension Registration {
         return (wantsInput && session.looksReadable) || (output && session.looksWritable)
     }
 
+    /// Where it stands among others that have something to say: when that was sent, or when it was put behind the others.
+    var place: UInt64 {
+        let sent = sessionOf(socket).peerMark
+        return since == 0 || SenderMark.isLater(sent, than: since) ? sent : since
+    }
+
     /// It waits for something that only the kernel knows.
     var waitsOnTCP: Bool {
         let session = sessionOf(socket)
@@ -206,6 +212,7 @@ extension EpollSet {
         while hotCount != 0, order.count < maximum {
             let before = order.count
             let began = SenderMark.make(ss_cycles() &- SenderMark.slack, 0)
+            lookMark = began
             lookAround(root, &order, maximum, now, mayAsk: mayAsk)
             // Has somebody sent while we looked? Then somebody may have sent before that on a connection that we had passed.
             if order.count == before || !SenderMark.isLater(order.latest, than: began) { return }
@@ -222,10 +229,11 @@ extension EpollSet {
             }
             let one = root.registration(index)
             let next = one.hotNext
+            let place = one.place
             let isTooLate = order.bound != 0 && SenderMark.isLater(sessionOf(one.socket).peerMark, than: order.bound)
             let found = isTooLate ? 0 : report(root, index, now, mayAsk: mayAsk)
             if found != 0 {
-                order.add(found, one.data, sessionOf(one.socket).peerMark)
+                order.add(found, one.data, place)
             } else if one.has(Registration.State.disabled) {
                 makeCold(root, index)
             } else if now > one.lastActive, now &- one.lastActive > quietNanoseconds {
@@ -247,6 +255,7 @@ extension EpollSet {
         if found == 0 { return 0 }
         if one.armed != 0, !isRung { flags.setBits(Flags.oldBells) }
         one.reported = now
+        one.since = lookMark
         one.lastActive = now
         hottest = index
         if one.isOneShot {

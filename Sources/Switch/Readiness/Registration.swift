@@ -104,6 +104,10 @@ struct Registration {
     /// The look (its time, monotonic nanoseconds) that last reported it to the program.
     @inline(__always) var reported: UInt64 { get { full(112).pointee } nonmutating set { full(112).pointee = newValue } }
 
+    /// A `SenderMark`: the kernel's list has a registration where the program made, changed or was told of it last, if nothing
+    /// has come since. 0: none of this.
+    @inline(__always) var since: UInt64 { get { full(120).pointee } nonmutating set { full(120).pointee = newValue } }
+
     @inline(__always) func has(_ bit: UInt32) -> Bool { state & bit != 0 }
     @inline(__always) func insert(_ bits: UInt32) { change(bits, bits) }
     @inline(__always) func remove(_ bits: UInt32) { change(bits, 0) }

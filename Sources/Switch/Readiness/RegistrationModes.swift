@@ -190,6 +190,7 @@ extension ReadinessRoot {
             Registration.State.disabled | Registration.State.dormant,
             by: Registration.State.edge | Registration.State.look | Registration.State.hot)
         one.lastActive = container.lastWait.loadRelaxed()
+        one.since = container.lookMark
         if before & Registration.State.hot == 0 { container.linkHot(self, index) }
         container.watchTCP(self, index)
         if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) {
