@@ -12,6 +12,29 @@ from harness import Case, PROGRAMS, find_program, free_port, note, settings
 PYTHON = "/usr/bin/python3"
 
 
+ECHO = """
+import socket, sys, threading
+listener = socket.socket()
+listener.bind(('127.0.0.1', int(sys.argv[1])))
+listener.listen()
+def serve(connection):
+    while data := connection.recv(4096): connection.sendall(data)
+while True: threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+"""
+TALK_THEN_REST = """
+import socket, sys, threading, time
+connection = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+rest = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), rest.set()), daemon=True).start()
+while not rest.is_set():
+    connection.sendall(b'x' * 64)
+    connection.recv(64, socket.MSG_WAITALL)
+    time.sleep(0.0005)
+print('resting')
+connection.recv(1)
+"""
+
+
 class Compiled(Case):
     limit = 90
 
@@ -146,13 +169,15 @@ class Complaints(Compiled):
     def test_waiting_costs_no_processor(self):
         """A blocked reader, an idle epoll loop, and the service, while nothing happens."""
         port = free_port()
-        server = self.start_python("pump.py", "server", port)
+        server = self.start([PYTHON, "-c", ECHO, str(port)])
         self.wait_listening(port, server)
-        clients = [self.start_python("pump.py", "client", port, "idle") for _ in range(3)]
-        for client in clients:
-            client.wait_for_output("running")
+        clients = [self.start([PYTHON, "-c", TALK_THEN_REST, str(port)]) for _ in range(3)]
         if not settings.plain:
-            self.wait_until(lambda: len([entry for entry in self.connections(port) if entry["carrierChanges"]]) == 6, "all have moved")
+            self.wait_until(lambda: len([entry for entry in self.connections(port) if entry["carrierChanges"] >= 2]) == 6,
+                            "all have moved", describe=lambda: str(self.connections(port)))
+        for client in clients:
+            client.tell("rest")
+            client.wait_for_output("resting")
         pids = [program.pid for program in (server, *clients)] + ([] if settings.plain else [self.service_pid()])
 
         def used():
