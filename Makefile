@@ -2,6 +2,7 @@
 # make test   all tests (short forms)
 # make build  the product, staged in out/: bin/sockswitch, bin/sockswitchd, lib/libsockswitch.so
 # make compatibility  the program matrix: installs the programs, writes Documentation/Compatibility.md (minutes)
+# make fuzz   random call sequences on TCP and under the switch, compared call by call (FUZZ_SECONDS=3600)
 # make conformance   other people's test suites, natively and under the switch, compared test by test (half an hour)
 # make bench  the main figures, beside TCP and Unix sockets, and puts them into README.md (ten minutes, on a quiet machine)
 # make mutation  breaks the product in one place after the other: do the tests notice? (an hour)
@@ -13,7 +14,7 @@ PYTHON ?= python3
 SWIFT ?= swift
 RELEASE := .build/release
 
-.PHONY: all demo mutation test build bench deps unit-test thread-test end-to-end guests rules compatibility conformance conformance-short clean
+.PHONY: all demo mutation test build bench deps unit-test thread-test end-to-end guests fuzz fuzz-short rules compatibility conformance conformance-short clean
 
 all: build
 
@@ -34,7 +35,7 @@ build: deps
 demo: build
 	@out/bin/sockswitch demo
 
-test: build unit-test thread-test end-to-end guests conformance-short rules
+test: build unit-test thread-test end-to-end guests fuzz-short conformance-short rules
 	@echo "== all tests passed"
 
 unit-test: deps
@@ -54,6 +55,15 @@ guests: build
 	@echo "== ordinary programs with the library loaded"
 	$(PYTHON) Tests/GoodGuest/run.py --preload $(CURDIR)/out/lib/libsockswitch.so
 	$(PYTHON) Tests/GoodGuest/run.py --preload $(CURDIR)/out/lib/libsockswitch.so --wrapper '$(CURDIR)/out/bin/sockswitch run --'
+
+fuzz: build
+	@echo "== random call sequences, on TCP and under the switch"
+	$(PYTHON) Tests/Fuzz/run.py --build-dir out/bin --library out/lib/libsockswitch.so --seconds $${FUZZ_SECONDS:-600} $(FUZZ)
+
+fuzz-short: build
+	@echo "== random call sequences, on TCP and under the switch (short form)"
+	$(PYTHON) Tests/Fuzz/run.py --build-dir out/bin --library out/lib/libsockswitch.so --seconds 8 --from 1
+	$(PYTHON) Tests/Fuzz/run.py --build-dir out/bin --library out/lib/libsockswitch.so --seconds 10
 
 conformance: build
 	@bash Scripts/install-deps.sh conformance

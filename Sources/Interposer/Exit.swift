@@ -5,10 +5,10 @@ import CSocketSwitch
 // runs the library's destructor; _exit(2) runs nothing, so it is taken. Neither happens in a process that is killed.
 
 @section(".fini_array") @used
-let finish: @convention(c) () -> Void = { switchBeforeExit() }
+let finish: @convention(c) () -> Void = { switchBeforeExit(closes: true) }
 
 @c(_exit) public func interposedExit(_ status: Int32) -> Never {
-    switchBeforeExit()
+    switchBeforeExit(closes: true)
     while true { _ = ss_syscall6(Int(SYS_exit_group), Int(status), 0, 0, 0, 0, 0) }
 }
 

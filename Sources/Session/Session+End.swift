@@ -75,7 +75,8 @@ extension Session {
             if isLast, !has(Slot.Flags.writeShutDown) { isSettled = settleBeforeEnd() } else if owesPeer { isSettled = answerPeer() }
             let now = slot.backlogPosition.loadRelaxed()
             slot.sendLock.unlock()
-            if isSettled { return }
+            // Whoever else holds the socket goes on with it.
+            if isSettled || !isLast { return }
             let time = ss_monotonic_ns()
             if now != position || deadline == 0 { deadline = time &+ Session.closePatienceNanoseconds }
             if time >= deadline { return }
@@ -88,7 +89,7 @@ extension Session {
 
     /// Tells the peer that nobody reads any more and that nothing follows.
     private func sayGoodbye() -> Bool {
-        let unread = slot.invitation.loadRelaxed() != Invitation.rewind && local.producer.load() != slot.receivePosition.loadRelaxed()
+        let unread = hasUnread
         // A rewind that came after `waitForBacklog`.
         let isSettled = has(Slot.Flags.writeShutDown) ? !hasBacklog : settleBeforeEnd()
         remote.endFlags.store(EndFlags.halfClosed | EndFlags.closed)
@@ -100,6 +101,10 @@ extension Session {
         writer.publish(line: 3, rings: true)
         let delivered = writer.flush(upTo: slot.sendPosition.loadRelaxed())
         return unread || !isSettled || !delivered && !sendsOnTCP && local.endFlags.load() & EndFlags.closed == 0
+    }
+
+    var hasUnread: Bool {
+        slot.invitation.loadRelaxed() != Invitation.rewind && local.producer.load() != slot.receivePosition.loadRelaxed()
     }
 
     private func releaseWindows(last: Bool) {

@@ -271,7 +271,16 @@ extension Session {
     }
 
     /// The process is about to end without closing the socket: a close as far as the peer's rewinds are concerned.
-    package func settleBeforeExit() { waitForBacklog(isLast: slot.holders.load() <= 1) }
+    /// `isLast`: no other process holds the socket. `closes`: nothing but the end of the process can follow. Then the kernel's
+    /// close must reset the connection if bytes lie unread in the ring, as it does if some lie in its own queue.
+    package func settleBeforeExit(isLast: Bool, closes: Bool) {
+        waitForBacklog(isLast: isLast)
+        guard closes, isLast, enterWatch() else { return }
+        defer { leaveWatch(0) }
+        guard hasUnread else { return }
+        var value = linger(l_onoff: 1, l_linger: 0)
+        _ = ss_sys_setsockopt(connection.pointee.descriptor, SOL_SOCKET, SO_LINGER, &value, UInt32(MemoryLayout<linger>.size))
+    }
 
     /// Before the end of the sending direction is published: says that it is near, and looks for a rewind for the last time.
     /// False: the backlog does not fit into TCP yet.

@@ -13,6 +13,7 @@ extension Session {
     package func readiness(_ fd: Int32, _ interest: UInt32) -> UInt32 {
         guard enterWatch() else { return Session.kernelEvents(fd, interest) }
         defer { leaveWatch(0) }
+        servePeer()
         // Acknowledging a cut may be all that stands between the program and the data behind it.
         if local.cutCount.load() != slot.receiveCuts.load(), slot.receiveLock.tryLock() {
             if isUp, !followCuts() { breakOff(.protocolViolation) }
@@ -26,7 +27,6 @@ extension Session {
 
         let ended = has(Slot.Flags.tcpEnded | Slot.Flags.broken | Slot.Flags.readShutDown)
         let asksForReading = receivesOnTCP && interest & readable != 0
-        if hasBacklog { servePeer() }
         let asksForWriting = sendsOnTCP && interest & writable != 0
         // Urgent data are the kernel's alone.
         if ended || asksForReading || asksForWriting || interest & EPOLLPRI.rawValue != 0 {
@@ -38,6 +38,8 @@ extension Session {
             let mayWrite = sendsOnTCP && !hasBacklog || has(Slot.Flags.owesFIN)
             if mayWrite || kernel & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { events |= kernel & writable }
         }
+        // The kernel has told of the reset, and no call of the program has.
+        if has(Slot.Flags.resetSeen) { events |= EPOLLERR.rawValue }
         return events & (interest | EPOLLHUP.rawValue | EPOLLERR.rawValue)
     }
 
@@ -50,7 +52,7 @@ extension Session {
         return receivesOnTCP && (local.cutCount.load() == slot.receiveCuts.loadRelaxed() || slot.invitation.loadRelaxed() >= Invitation.rewind)
     }
 
-    private static func kernelEvents(_ fd: Int32, _ interest: UInt32) -> UInt32 {
+    static func kernelEvents(_ fd: Int32, _ interest: UInt32) -> UInt32 {
         var entry = pollfd(fd: fd, events: Int16(truncatingIfNeeded: interest), revents: 0)
         var now = timespec(tv_sec: 0, tv_nsec: 0)
         guard ss_sys_ppoll(&entry, 1, &now, nil) > 0 else { return 0 }

@@ -128,7 +128,7 @@ extension Session {
 
     /// Takes the reset that the kernel told of and no call has reported yet.
     @inline(__always)
-    func takeReset() -> Bool {
+    package func takeReset() -> Bool {
         has(Slot.Flags.resetSeen) && slot.flags.clearBits(Slot.Flags.resetSeen) & Slot.Flags.resetSeen != 0
     }
 
@@ -403,6 +403,7 @@ extension Session {
         defer { slot.receiveLock.unlock() }
         var queued: Int32 = 0
         guard isUp else { return ss_sys_ioctl(fd, ss_fionread, &queued) < 0 ? 0 : Int(queued) }
+        servePeer()
         _ = followCuts()
         let outstanding = local.cutCount.load() &- slot.receiveCuts.loadRelaxed()
         var inRing = local.producer.load() &- slot.receivePosition.loadRelaxed()

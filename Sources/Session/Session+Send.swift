@@ -17,7 +17,7 @@ extension Session {
             let error = refusalOfControl(fd, message, flags)
             if error < 0 { return error }
         }
-        if total == 0 { return ss_sys_sendmsg(fd, message, flags) }
+        if total == 0 { return takeReset() ? -Int(ECONNRESET) : ss_sys_sendmsg(fd, message, flags) }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
         let generation = slot.generation.loadRelaxed()
         var wait = WaitState()
@@ -33,7 +33,7 @@ extension Session {
             slot.sendLock.unlock()
             if result > 0 {
                 done &+= result
-                if done >= total || cursor.isBad { return done }
+                if done >= total || cursor.isBad || hasKernelError(fd) { return done }
                 continue
             }
             if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
@@ -122,6 +122,14 @@ extension Session {
     /// order in which their peers sent, as by the kernel.
     @inline(__always)
     private func markSending() { remote.senderMark.storeRelaxed(SenderMark.make(ss_cycles(), ss_cpu())) }
+
+    /// A call that has moved bytes leaves the error that it meets to the next one (and to SO_ERROR, and to poll). Whether the
+    /// kernel has one, if it is the kernel that would be asked next.
+    private func hasKernelError(_ fd: Int32) -> Bool {
+        guard enterWatch() else { return true }
+        defer { leaveWatch(0) }
+        return (sendsOnTCP || sendNeedsTCP) && Session.kernelEvents(fd, 0) & EPOLLERR.rawValue != 0
+    }
 
     // MARK: One attempt, under the send lock
 
@@ -294,6 +302,7 @@ extension Session {
             if result > 0 {
                 done &+= result
                 position &+= Int64(result)
+                if hasKernelError(fd) { break }
                 continue
             }
             if result != -Int(EAGAIN) || nonBlocking { break }
@@ -325,7 +334,11 @@ extension Session {
         let room = roomToSend(position, wanted: count)
         if room <= 0 {
             slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1)
-            return has(Slot.Flags.broken) ? -Int(ECONNRESET) : -Int(EAGAIN)
+            if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
+            // The end of the file, and what is wrong with it, need no room.
+            var byte: UInt8 = 0
+            let found = ss_sys_pread(input, &byte, 1, offset)
+            return found > 0 ? -Int(EAGAIN) : found
         }
         let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
         let start = geometry.index(position)
@@ -348,7 +361,10 @@ extension Session {
         let read = ss_sys_pread(input, bytes, min(count, 8192), offset)
         if read <= 0 { return read }
         if takeReset() { return -Int(ECONNRESET) }
-        let sent = ss_sys_sendto(fd, bytes, read, Int32(MSG_DONTWAIT))
+        // What the kernel would send as one, it must still hold together: the peer may answer the first part with a reset.
+        var byte: UInt8 = 0
+        let goesOn = read == 8192 && count > 8192 && ss_sys_pread(input, &byte, 1, offset &+ 8192) == 1
+        let sent = ss_sys_sendto(fd, bytes, read, Int32(MSG_DONTWAIT) | (goesOn ? Int32(MSG_MORE) : 0))
         if sent > 0 { slot.tcpBytesSent.count(UInt64(sent)) }
         return sent
     }

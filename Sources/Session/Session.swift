@@ -62,9 +62,14 @@ package struct Session {
         slot.reason.store(reason.rawValue)
         slot.flags.setBits(Slot.Flags.broken | Slot.Flags.tcpOnly)
         guard connection.pointee.descriptor >= 0 else { return }
-        // connect(AF_UNSPEC) resets an established connection and wakes whoever waits for it.
+        Session.reset(connection.pointee.descriptor)
+    }
+
+    /// connect(AF_UNSPEC) resets an established connection at once, whoever else holds the socket, and wakes whoever waits
+    /// for it.
+    package static func reset(_ fd: Int32) {
         var unspecified = InlineArray<16, UInt8>(repeating: 0)
-        withUnsafeMutablePointer(to: &unspecified) { _ = ss_sys_connect(connection.pointee.descriptor, $0, 16) }
+        withUnsafeMutablePointer(to: &unspecified) { _ = ss_sys_connect(fd, $0, 16) }
     }
 
     /// Lets a provider that writes remotely make progress. True: it has failed for good, and the connection with it

@@ -290,8 +290,19 @@ package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
     if level == 6, name == 35 { _ = switchKeepsOnTCP(fd) }
     let result = ownOr(fd) { baseGetOption(fd, level, name, value, length) }
     // What a program asks when its non-blocking connect has come to an end.
-    if level == SOL_SOCKET, name == SO_ERROR, result == 0, let index = socketIndex(fd) { announceEagerly(fd, index) }
+    if level == SOL_SOCKET, name == SO_ERROR, result == 0, let index = socketIndex(fd) {
+        announceEagerly(fd, index)
+        if let value, let length, length.pointee > 0 { addReset(sessionOf(index), value, Int(length.pointee)) }
+    }
     return result
+}
+
+/// SO_ERROR takes the reset, too, that the kernel has told the session of and no call the program.
+private func addReset(_ session: Session, _ value: UnsafeMutableRawPointer, _ length: Int) {
+    var error: Int32 = 0
+    guard session.isDual, ss_copy_program_memory(&error, value, min(length, 4)) == 0, error == 0, session.takeReset() else { return }
+    error = ECONNRESET
+    _ = ss_copy_program_memory(value, &error, min(length, 4))
 }
 
 package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Int {

@@ -22,7 +22,7 @@ package func switchBeforeExec(_ text: UnsafeMutablePointer<CChar>?, _ capacity: 
     }
     var inherited = SlotSet()
     handOverInheritable(to: .image) { inherited.insert($0) }
-    switchBeforeExit()
+    switchBeforeExit(closes: false)
     // The others close with the image. This process, which lives on under its number, must not seem to hold them.
     let arena = FamilyArena(memory)
     let process = Int(privateState.pointee.process)

@@ -63,7 +63,8 @@ private func serveOtherEnd(of slot: Slot) {
 }
 
 /// The process ends, or becomes another program: what peers wait for, and only this process can send, goes out.
-package func switchBeforeExit() {
+/// `closes`: it ends, for sure.
+package func switchBeforeExit(closes: Bool) {
     let state = privateState
     guard switchIsActive, let memory = state.pointee.arena, ss_sys_getpid() == Int(state.pointee.pid) else { return }
     let arena = FamilyArena(memory)
@@ -73,7 +74,7 @@ package func switchBeforeExit() {
         let slot = arena.slot(index)
         if slot.mode.load() == Slot.Mode.dual {
             let session = sessionOf(index)
-            if session.connection.pointee.generation == slot.generation.load() { session.settleBeforeExit() }
+            if session.connection.pointee.generation == slot.generation.load() { session.settleBeforeExit(isLast: isAlone(slot), closes: closes) }
         }
         index &+= 1
     }

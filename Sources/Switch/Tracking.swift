@@ -207,8 +207,12 @@ private func endSocket(_ fd: Int32, _ index: Int) {
         let unread = session.end(last: alone)
         if alone, connected {
             // TCP answers unread data with a reset; so must we. An announcement in flight holds a reference to the socket,
-            // so the FIN must not wait for it.
-            if unread { resetOnClose(fd) } else if !wasUp, companionPhase >= CompanionPhase.connecting { _ = ss_sys_shutdown(fd, 1) }
+            // so the FIN, or what the kernel would send instead, must not wait for it.
+            if unread {
+                resetOnClose(fd)
+            } else if !wasUp, companionPhase >= CompanionPhase.connecting {
+                if closeResets(fd) { Session.reset(fd) } else { _ = ss_sys_shutdown(fd, 1) }
+            }
         }
         withdrawOffer(index, .none)
         closeCompanion(index)
@@ -230,6 +234,15 @@ func endRetiredListener(_ index: Int) {
     closeCompanion(index)
     closeAddressCompanions(index)
     FamilyArena(memory).release(index, process: Int(privateState.pointee.process))
+}
+
+/// Whether the kernel's close would reset the connection: bytes are unread, or SO_LINGER says so.
+private func closeResets(_ fd: Int32) -> Bool {
+    var queued: Int32 = 0
+    if ss_sys_ioctl(fd, ss_fionread, &queued) == 0, queued > 0 { return true }
+    var value = linger()
+    var length = UInt32(MemoryLayout<linger>.size)
+    return ss_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &value, &length) == 0 && value.l_onoff != 0 && value.l_linger == 0
 }
 
 private func resetOnClose(_ fd: Int32) {

@@ -93,6 +93,10 @@ class Calls(Case):
         self.on_both_carriers("options", "peeking", "flags", "waiting_for_all", "full", "ends_of_streams", "half_closed",
                               "connected_already", "values", "interruptions", "cancellation", "queues", "mixtures")
 
+    def test_what_the_fuzzer_found(self):
+        self.on_both_carriers("found", "errors_after_bytes", "resets", "files", "unread_at_exit", "resets_at_once",
+                              "registrations_across_fork")
+
     def test_past_the_interface(self):
         self.on_both_carriers("past", "positioned", "aliases", "system_calls")
 

@@ -33,6 +33,11 @@ static enum verdict run_once(void) {
         if (!isOver && now_us() > shared->lastSign + HANGS_AFTER_US) break;
         if (!isOver) usleep(round < 50 ? 200 : 2000);
     }
+    if (!isOver && options.stacks) {
+        char command[200];
+        snprintf(command, sizeof command, "for p in $(pgrep -g %d); do gdb -p $p -batch -ex 'thread apply all bt' 2>/dev/null; done", pid);
+        if (system(command)) printf("   (no stacks)\n");
+    }
     kill(-pid, SIGKILL);
     if (!isOver) {
         waitpid(pid, &status, 0);
@@ -171,11 +176,12 @@ int main(int count, char **arguments) {
         else if (!strcmp(name, "--shrink")) shrinkSeconds = (unsigned)atoi(value), i++;
         else if (!strcmp(name, "--differences")) limit = (unsigned)atoi(value), i++;
         else if (!strcmp(name, "--service")) options.service = value, i++;
-        else if (!strcmp(name, "--bad-pointers")) options.badPointers = true;
+        else if (!strcmp(name, "--no-bad-pointers")) options.noBadPointers = true;
+        else if (!strcmp(name, "--stacks")) options.stacks = true;
         else if (!strcmp(name, "--urgent")) options.urgent = true;
-        else if (!strcmp(name, "--splice")) options.splices = true;
+        else if (!strcmp(name, "--no-splice")) options.noSplices = true;
         else if (!strcmp(name, "--shared-epoll")) options.sharedEpoll = true;
-        else if (!strcmp(name, "--exact-restarts")) options.exactRestarts = true;
+        else if (!strcmp(name, "--no-exact-restarts")) options.noExactRestarts = true;
         else return fprintf(stderr, "unknown option %s\n", name), 64;
     }
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

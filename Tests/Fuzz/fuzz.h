@@ -76,14 +76,16 @@ struct calls {
 extern struct calls calls[WORLDS];
 
 enum operation {
-    SEND, WRITE, WRITEV, SENDTO, SENDMSG, SENDMMSG, SENDFILE,
-    RECV, READ, READV, RECVFROM, RECVMSG, RECVMMSG,
+    SEND, WRITE, WRITEV, SENDTO, SENDMSG, SENDMMSG, SPLICE_IN, SENDFILE,
+    RECV, READ, READV, RECVFROM, RECVMSG, SPLICE_OUT, RECVMMSG,
     POLL, SELECT, EPOLL_CTL, EPOLL_WAIT,
     SHUTDOWN, CLOSE, LINGER_CLOSE, DUP, NONBLOCK, SETSOCKOPT, GETSOCKOPT, IOCTL, NAMES, MISUSE,
     TOGGLE, FORK, LEAVE,
     OPERATIONS
 };
 
+// Of a step's `a`: the registration is edge-triggered.
+enum { EDGE_BIT = 64 };
 enum memory { GOOD, NOTHING, UNMAPPED, READ_ONLY, HALF };
 
 // One call. Made from the seed alone, so that leaving out some steps does not change the others.
@@ -111,6 +113,12 @@ struct end {
     int descriptor[MAXIMUM_ACTORS][MAXIMUM_ALIASES];
     uint64_t sent, received;
     bool writeShut, readShut, over;
+    // A send took less than it was given, and no edge has told of room since; much was under way since the last edge; the
+    // registration (the step that made it) has told of room.
+    bool full, crowded, toldRoom[MAXIMUM_STEPS];
+    // More than `limit` has been under way since nothing was: the ring waits until it is empty, to be widened. More than
+    // `limit` has been under way to this end since an edge told of data.
+    bool widens, flooded;
     // Below this many bytes under way the amounts are TCP's to determine (see oracle.c); 0 once a buffer size was set.
     uint32_t limit;
 };
@@ -139,7 +147,7 @@ struct shared {
     int step, world;
     uint64_t lastSign;
     const char *phase;
-    bool toggled, timed, differs, isError;
+    bool toggled, timed, stamped, differs, isError;
     int failedStep;
     char verdict[4096], detail[300];
     char results[MAXIMUM_STEPS][256];
@@ -148,7 +156,7 @@ struct shared {
 extern struct shared *shared;
 
 struct options {
-    bool badPointers, urgent, splices, exactRestarts, sharedEpoll;
+    bool noBadPointers, noSplices, noExactRestarts, urgent, sharedEpoll, stacks;
     const char *service;
 };
 extern struct options options;

@@ -82,7 +82,7 @@ static void set_tick(bool restarts) {
     sigaction(SIGALRM, &action, NULL);
 }
 void install_handlers(void) {
-    struct sigaction action = {.sa_handler = count_pipe, .sa_flags = options.exactRestarts ? 0 : SA_RESTART};
+    struct sigaction action = {.sa_handler = count_pipe, .sa_flags = options.noExactRestarts ? SA_RESTART : 0};
     sigaction(SIGPIPE, &action, NULL);
     set_tick(false);
 }
@@ -156,9 +156,12 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
         count = step->pieces;
         if (size * count > 1 << 20) size = (1 << 20) / count;
     }
+    if (step->operation == SPLICE_IN && size > HALF_BYTES) size = HALF_BYTES;
     char *from = memory_for(step, size * count);
     fill(step->memory == HALF ? from : buffer, step->end, end->sent, step->memory == HALF ? accessible(step, size * count) : size * count);
-    out->isAmountFree = under_way(world, step->end) + size * count > end->limit
+    if (under_way(world, step->end) == 0) end->widens = false;
+    out->isAmountFree = under_way(world, step->end) + size * count > end->limit || end->widens
+        || end->limit < 1000  // what has arrived still counts until it is acknowledged
         || (step->memory == HALF && size > 1);
     struct iovec pieces[64];
     struct msghdr message = {.msg_iov = pieces, .msg_iovlen = step->pieces};
@@ -209,19 +212,36 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
         if (after - base != (out->value > 0 ? out->value : 0)) out->wrongBytes = true;
         calls[NATIVE].close(file);
         errno = failure;
+    } else if (step->operation == SPLICE_IN) {
+        int ends[2];
+        if (pipe2(ends, O_CLOEXEC) < 0) abort();
+        for (size_t at = 0; at < size;) {
+            ssize_t written = calls[NATIVE].write(ends[1], buffer + at, size - at);
+            if (written > 0) at += (size_t)written;
+        }
+        errno = 0;
+        moved = out->value = call->splice(ends[0], NULL, fd, NULL, size, 0);
+        // As programs do (see oracle.c).
+        if (moved < 0 && errno == EINVAL && world == SWITCHED) moved = out->value = call->write(fd, buffer, size);
+        int failure = errno;
+        calls[NATIVE].close(ends[0]);
+        calls[NATIVE].close(ends[1]);
+        errno = failure;
     } else {
         moved = out->value;
     }
     out->error = out->value < 0 ? errno : 0;
     int interruptions = ticks;
     stop_ticking();
-    out->waited = step->restarts && out->error == EINTR && interruptions >= (options.exactRestarts ? 3 : 2);
+    out->waited = step->restarts && out->error == EINTR && interruptions >= (options.noExactRestarts ? 2 : 3);
     out->signals = pipes;
+    if (out->error == EAGAIN || (out->value >= 0 && (uint64_t)moved < size * count)) end->full = true;
     if (moved > 0) {
         end->sent += (uint64_t)moved;
         out->moved = (uint64_t)moved;
         out->carried = true;
         out->onCompanion = kernel_written(fd) == before;
+        if (under_way(world, step->end) > end->limit) end->crowded = end->widens = shared->ends[world][1 - step->end].flooded = true;
     }
 }
 
@@ -241,7 +261,7 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
     }
     size_t total = size * count;
     uint64_t queued = under_way(world, sender);
-    out->isAmountFree = queued > end->limit && total > end->limit;
+    out->isAmountFree = queued > end->limit || (step->operation == SPLICE_OUT && total > 1);
     if (step->memory == HALF && total > 1) out->isAmountFree = true;
     char *to = memory_for(step, total);
     memset(buffer, untouched, total + SLACK);
@@ -278,10 +298,28 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
         moved = out->value = call->recvmsg(fd, &message, flags);
         if (moved >= 0) {
             out->extra[out->extras++] = (int32_t)message.msg_namelen;
-            out->extra[out->extras++] = (int32_t)message.msg_controllen;
-            out->extra[out->extras++] = message.msg_flags;
+            // From when on packets have a time the kernel decides later.
+            out->extra[out->extras++] = shared->stamped ? 0 : (int32_t)message.msg_controllen;
+            out->extra[out->extras++] = message.msg_flags & ~(shared->stamped ? MSG_CTRUNC : 0);
         }
         break;
+    case SPLICE_OUT: {
+        int ends[2];
+        if (pipe2(ends, O_CLOEXEC) < 0) abort();
+        moved = out->value = call->splice(fd, NULL, ends[1], NULL, size, 0);
+        bool isRefused = moved < 0 && errno == EINVAL && world == SWITCHED;
+        if (isRefused) moved = out->value = call->read(fd, buffer, size);
+        int failure = errno;
+        flags = 0;
+        for (ssize_t at = 0; at < moved && !isRefused;) {
+            ssize_t read = calls[NATIVE].read(ends[0], buffer + at, (size_t)(moved - at));
+            if (read > 0) at += read;
+        }
+        calls[NATIVE].close(ends[0]);
+        calls[NATIVE].close(ends[1]);
+        errno = failure;
+        break;
+    }
     case RECVMMSG: {
         struct mmsghdr list[64] = {0};
         for (size_t i = 0; i < count; i++) {
@@ -296,7 +334,7 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
             moved += list[i].msg_len;
             if (!out->isAmountFree && out->extras + 1 < EXTRAS) {
                 out->extra[out->extras++] = (int32_t)list[i].msg_len;
-                out->extra[out->extras++] = list[i].msg_hdr.msg_flags;
+                out->extra[out->extras++] = list[i].msg_hdr.msg_flags & ~(shared->stamped ? MSG_CTRUNC : 0);
             }
         }
         break;
@@ -306,7 +344,7 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
     out->error = out->value < 0 ? errno : 0;
     int interruptions = ticks;
     stop_ticking();
-    out->waited = step->restarts && out->error == EINTR && interruptions >= (options.exactRestarts ? 3 : 2);
+    out->waited = step->restarts && out->error == EINTR && interruptions >= (options.noExactRestarts ? 2 : 3);
     out->signals = pipes;
     if (moved > 0) {
         bool discards = flags & MSG_TRUNC, keeps = flags & MSG_PEEK;
@@ -331,12 +369,18 @@ bool drain(int world, int endIndex, int actor) {
     struct end *end = &shared->ends[world][endIndex];
     struct step any = {.end = (uint8_t)endIndex};
     int fd = descriptor_of(&any, world, actor);
-    uint64_t deadline = now_us() + 5000000;
+    uint64_t patience = end->limit < 1000 ? 20000000 : 5000000, deadline = now_us() + patience;
     while (under_way(world, 1 - endIndex) > 0) {
+        shared->lastSign = now_us();
         ssize_t count = calls[world].recv(fd, buffer, BUFFER_BYTES, MSG_DONTWAIT);
         if (count > 0) {
             if (!matches(buffer, 1 - endIndex, end->received, (size_t)count)) return false;
             end->received += (uint64_t)count;
+            deadline = now_us() + patience;
+        } else if (count == 0 && end->readShut) {
+            // The end, and yet what is on its way comes.
+            if (now_us() > deadline) return false;
+            usleep(500);
         } else if (count == 0 || errno != EAGAIN) {
             return false;
         } else {
@@ -385,7 +429,7 @@ static uint32_t epoll_mask(uint32_t a) {
     if (a & 12) mask |= EPOLLOUT;
     if (a & 16) mask |= EPOLLRDHUP;
     if (a & 32) mask |= EPOLLPRI;
-    if (a & 64) mask |= EPOLLET;
+    if (a & EDGE_BIT) mask |= EPOLLET;
     if ((a & 0x380) == 0x380) mask |= EPOLLONESHOT;
     if ((a & 0x7c00) == 0x7c00) mask |= EPOLLEXCLUSIVE;
     if ((a & 0x38000) == 0x38000) mask |= EPOLLRDNORM | EPOLLWRNORM;
@@ -396,7 +440,7 @@ static void epoll_step(const struct step *step, int world, int fd, struct outcom
     int *set = &epollSet[world][step->end];
     if (*set < 0) *set = calls[world].epoll_create1(EPOLL_CLOEXEC);
     if (step->operation == EPOLL_CTL) {
-        struct epoll_event event = {epoll_mask((uint32_t)step->a), {.u32 = (uint32_t)step->alias}};
+        struct epoll_event event = {epoll_mask((uint32_t)step->a), {.u32 = (uint32_t)shared->step}};
         errno = 0;
         out->value = calls[world].epoll_ctl(*set, step->b & 1 ? EPOLL_CTL_ADD : step->b & 2 ? EPOLL_CTL_MOD : EPOLL_CTL_DEL, fd, &event);
         out->error = out->value < 0 ? errno : 0;
@@ -470,14 +514,15 @@ static void close_step(const struct step *step, int world, int actor, int fd, st
         if (list[i] == fd) list[i] = -1;
 }
 
+// With smaller buffers and segments TCP itself stands still for seconds (its window is closed, and probed ever more rarely).
 static const struct { int level, name, low, high; } settable[] = {
     {SOL_SOCKET, SO_KEEPALIVE, 0, 1}, {SOL_SOCKET, SO_REUSEADDR, 0, 1}, {SOL_SOCKET, SO_PRIORITY, 0, 6},
-    {SOL_SOCKET, SO_RCVTIMEO, 0, 20000}, {SOL_SOCKET, SO_SNDTIMEO, 0, 20000}, {SOL_SOCKET, SO_RCVBUF, 1000, 200000},
-    {SOL_SOCKET, SO_SNDBUF, 1000, 200000}, {SOL_SOCKET, SO_RCVLOWAT, 0, 3}, {SOL_SOCKET, SO_BROADCAST, 0, 1},
+    {SOL_SOCKET, SO_RCVTIMEO, 0, 20000}, {SOL_SOCKET, SO_SNDTIMEO, 0, 20000}, {SOL_SOCKET, SO_RCVBUF, 20000, 200000},
+    {SOL_SOCKET, SO_SNDBUF, 20000, 200000}, {SOL_SOCKET, SO_RCVLOWAT, 0, 3}, {SOL_SOCKET, SO_BROADCAST, 0, 1},
     {SOL_SOCKET, SO_TIMESTAMP, 0, 1}, {SOL_SOCKET, SO_PEEK_OFF, -1, -1}, {SOL_SOCKET, SO_BUSY_POLL, 0, 0},
     {SOL_SOCKET, SO_ERROR, 0, 0}, {SOL_SOCKET, 9999, 0, 1}, {IPPROTO_TCP, TCP_NODELAY, 0, 1}, {IPPROTO_TCP, TCP_QUICKACK, 0, 1},
     {IPPROTO_TCP, TCP_KEEPIDLE, 0, 100}, {IPPROTO_TCP, TCP_KEEPINTVL, 1, 100}, {IPPROTO_TCP, TCP_USER_TIMEOUT, 1000, 100000},
-    {IPPROTO_TCP, TCP_MAXSEG, 40, 1400}, {IPPROTO_TCP, TCP_DEFER_ACCEPT, 0, 1}, {IPPROTO_TCP, TCP_SYNCNT, 1, 5},
+    {IPPROTO_TCP, TCP_MAXSEG, 400, 1400}, {IPPROTO_TCP, TCP_DEFER_ACCEPT, 0, 1}, {IPPROTO_TCP, TCP_SYNCNT, 1, 5},
     {IPPROTO_TCP, TCP_WINDOW_CLAMP, 60000, 100000}, {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 100000, 200000},
     {IPPROTO_TCP, TCP_FASTOPEN, 0, 1}, {IPPROTO_TCP, 9999, 0, 1}, {IPPROTO_IP, IP_TOS, 0, 16}, {IPPROTO_IP, IP_TTL, 1, 64},
     {77, 77, 0, 1},
@@ -508,6 +553,7 @@ static void option_step(const struct step *step, int world, int fd, struct outco
             value.number = number;
         }
         if (isTime) shared->timed = true;
+        if (level == SOL_SOCKET && name == SO_TIMESTAMP) shared->stamped = true;
         if (b >> 28 == 3) length = b >> 20 & 7;
         out->value = calls[world].setsockopt(fd, level, name, b >> 28 == 5 ? NULL : &value, length);
         // From now on TCP may take and hold less than a ring.
@@ -556,7 +602,7 @@ static void misuse_step(const struct step *step, int world, int fd, struct outco
         address.sin_port = 0;
         out->value = calls[world].bind(fd, (struct sockaddr *)&address, sizeof address); break;
     case 4: out->value = calls[world].accept(fd, NULL, NULL); break;
-    case 5: out->value = calls[world].shutdown(fd, 3 + step->b % 7); break;
+    case 5: out->value = calls[world].shutdown(fd, (int)(3 + (uint32_t)step->b % 7)); break;
     case 6: out->value = calls[world].readv(fd, &piece, -1); break;
     case 7: out->value = calls[world].writev(fd, &piece, 0); break;
     case 8: out->value = calls[world].writev(fd, &piece, 1025); break;

@@ -15,9 +15,9 @@ static int pick(const int *list, size_t count) { return list[below((uint32_t)cou
 
 static const struct { const char *name; int weight; } operations[OPERATIONS] = {
     [SEND] = {"send", 20}, [WRITE] = {"write", 12}, [WRITEV] = {"writev", 8}, [SENDTO] = {"sendto", 3},
-    [SENDMSG] = {"sendmsg", 8}, [SENDMMSG] = {"sendmmsg", 4}, [SENDFILE] = {"sendfile", 4},
+    [SENDMSG] = {"sendmsg", 8}, [SENDMMSG] = {"sendmmsg", 4}, [SPLICE_IN] = {"splice from a pipe", 1}, [SENDFILE] = {"sendfile", 4},
     [RECV] = {"recv", 24}, [READ] = {"read", 14}, [READV] = {"readv", 8}, [RECVFROM] = {"recvfrom", 4},
-    [RECVMSG] = {"recvmsg", 10}, [RECVMMSG] = {"recvmmsg", 5},
+    [RECVMSG] = {"recvmsg", 10}, [SPLICE_OUT] = {"splice into a pipe", 1}, [RECVMMSG] = {"recvmmsg", 5},
     [POLL] = {"poll", 10}, [SELECT] = {"select", 6}, [EPOLL_CTL] = {"epoll_ctl", 12}, [EPOLL_WAIT] = {"epoll_wait", 20},
     [SHUTDOWN] = {"shutdown", 4}, [CLOSE] = {"close", 3}, [LINGER_CLOSE] = {"close with linger", 2}, [DUP] = {"dup", 4},
     [NONBLOCK] = {"O_NONBLOCK", 6}, [SETSOCKOPT] = {"setsockopt", 6}, [GETSOCKOPT] = {"getsockopt", 6},
@@ -84,9 +84,11 @@ static struct step any_step(const bool *enabled) {
     step.restarts = chance(50);
     step.size = any_size();
     step.pieces = (uint8_t)(chance(80) ? 1 + below(5) : below(60));
-    if (options.badPointers && chance(6)) step.memory = (uint8_t)PICK(NOTHING, UNMAPPED, READ_ONLY, HALF);
+    if (chance(6) && !options.noBadPointers) step.memory = (uint8_t)PICK(NOTHING, UNMAPPED, READ_ONLY, HALF);
     // An error after some messages recvmmsg leaves in the socket for the next call, whatever that is: only the kernel can.
-    if (step.operation == RECVMMSG) step.memory = GOOD;
+    if (step.operation == RECVMMSG || step.operation == SENDFILE || step.operation == SPLICE_IN || step.operation == SPLICE_OUT) step.memory = GOOD;
+    // More the kernel sends in parts, and an error that the second one meets is lost.
+    if (step.operation == SENDFILE && step.size > 60000) step.size %= 60000;
     if (step.operation <= SENDFILE) step.flags = send_flags();
     else if (step.operation <= RECVMMSG) step.flags = receive_flags();
     step.a = (int32_t)next();
@@ -106,6 +108,8 @@ void make_plan(struct plan *plan, uint64_t seed) {
     bool enabled[OPERATIONS];
     for (int i = 0; i < OPERATIONS; i++) enabled[i] = chance(60);
     enabled[SEND] = enabled[RECV] = true;
+    // After it the connection stays on TCP.
+    if (options.noSplices || !chance(15)) enabled[SPLICE_IN] = enabled[SPLICE_OUT] = false;
     if (chance(50)) enabled[SHUTDOWN] = enabled[CLOSE] = enabled[LINGER_CLOSE] = false;
     plan->count = (int)(chance(70) ? 5 + below(60) : 60 + below(MAXIMUM_STEPS - 60));
     for (int i = 0; i < plan->count; i++) plan->steps[i] = any_step(enabled);
@@ -139,6 +143,8 @@ void describe(const struct step *s, char *text, size_t size) {
     case SENDTO: snprintf(text, size, "sendto(%s, %s, %u, %s, address, %d);%s", fd, m, s->size, flags, (int)((unsigned)s->a % 40), wait); break;
     case SENDMSG: snprintf(text, size, "sendmsg(%s, %s: %u bytes in %u pieces, %s);%s", fd, m, s->size, s->pieces, flags, wait); break;
     case SENDMMSG: snprintf(text, size, "sendmmsg(%s, %s: %u messages of %u bytes, %s);%s", fd, m, s->pieces, s->size, flags, wait); break;
+    case SPLICE_IN: snprintf(text, size, "splice(pipe with %u bytes, NULL, %s, NULL, %u, 0);%s", s->size, fd, s->size, wait); break;
+    case SPLICE_OUT: snprintf(text, size, "splice(%s, NULL, pipe, NULL, %u, 0);%s", fd, s->size, wait); break;
     case SENDFILE: snprintf(text, size, "sendfile(%s, file, %s, %u);%s", fd, s->a & 1 ? "&offset" : "NULL", s->size, wait); break;
     case RECV: snprintf(text, size, "recv(%s, %s, %u, %s);%s", fd, m, s->size, flags, wait); break;
     case READ: snprintf(text, size, "read(%s, %s, %u);%s", fd, m, s->size, wait); break;

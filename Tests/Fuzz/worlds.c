@@ -182,9 +182,9 @@ static bool see(struct view views[WORLDS][ENDS]) {
             if (w != NATIVE) continue;
             uint64_t coming = under_way(w, 1 - e);
             bool isWhole = coming <= shared->ends[w][e].limit;
-            if (isWhole && (uint64_t)shared->view.queued != coming) isSettled = false;
-            bool peerEnded = holder(w, 1 - e, 0) < 0 || shared->ends[w][1 - e].writeShut;
             int state = shared->view.state;
+            if (isWhole && (uint64_t)shared->view.queued != coming && state != TCP_CLOSE) isSettled = false;
+            bool peerEnded = holder(w, 1 - e, 0) < 0 || shared->ends[w][1 - e].writeShut;
             if (isWhole && peerEnded && (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)) isSettled = false;
         }
     return isSettled;
@@ -230,7 +230,7 @@ static bool would_block(const struct step *step) {
     int actor = holder(NATIVE, step->end, step->actor);
     if (actor < 0 || step->operation > RECVMMSG || step->operation == RECVMMSG) return false;
     bool hasFlags = step->operation != READ && step->operation != WRITE && step->operation != READV && step->operation != WRITEV
-        && step->operation != SENDFILE;
+        && step->operation != SENDFILE && step->operation != SPLICE_IN && step->operation != SPLICE_OUT;
     if (hasFlags && step->flags & MSG_DONTWAIT) return false;
     if (step->operation <= SENDFILE) {
         uint64_t size = (uint64_t)step->size * (step->operation == SENDMMSG ? step->pieces : 1);
@@ -238,6 +238,22 @@ static bool would_block(const struct step *step) {
     }
     uint64_t coming = under_way(NATIVE, 1 - step->end);
     return coming == 0 || (hasFlags && step->flags & MSG_WAITALL && coming < step->size);
+}
+
+/// After EAGAIN where TCP had room: room comes without a reader, as it is there on TCP.
+static bool has_room_in_time(const struct step *step) {
+    shared->phase = "waiting for room";
+    int64_t native = 0;
+    for (int w = 0; w < WORLDS; w++) {
+        tell(holder(w, step->end, step->actor), &(struct command){.kind = WRITABLE, .world = w, .end = step->end, .index = w == NATIVE ? 0 : 5000});
+        if (w == NATIVE) native = shared->outcome[w].value;
+        if (native != 1) return true;
+    }
+    // It went over to TCP's buffers.
+    shared->toggled = true;
+    if (shared->outcome[SWITCHED].value == 1) return true;
+    differ("EAGAIN, and no room within five seconds, where TCP has some");
+    return false;
 }
 
 static bool take(const struct step *step, int index) {
@@ -250,6 +266,7 @@ static bool take(const struct step *step, int index) {
         return true;
     }
     if (step->operation == FORK) {
+        shared->phase = "fork";
         int parent = holder(NATIVE, step->end, step->actor), new = 0;
         for (int i = MAXIMUM_ACTORS - 1; i > 1; i--)
             if (!shared->alive[i] && !shared->pid[i]) new = i;
@@ -257,6 +274,10 @@ static bool take(const struct step *step, int index) {
         return true;
     }
     if (step->operation == LEAVE) {
+        shared->phase = "ending a child";
+        // It may be the last that holds an end: see at SHUTDOWN.
+        for (int e = 0; e < ENDS; e++)
+            if (under_way(NATIVE, e) > shared->ends[NATIVE][e].limit) return true;
         for (int i = 2; i < MAXIMUM_ACTORS; i++)
             if (shared->alive[i]) {
                 struct command bye = {.kind = BYE};
@@ -272,11 +293,14 @@ static bool take(const struct step *step, int index) {
     if (step->operation == SHUTDOWN || step->operation == CLOSE || step->operation == LINGER_CLOSE) {
         // What is under way above the limit would hold the end back.
         if (under_way(NATIVE, step->end) > shared->ends[NATIVE][step->end].limit) return true;
+        // What comes after it TCP answers with a reset.
+        if (step->operation == SHUTDOWN && under_way(NATIVE, 1 - step->end) > shared->ends[NATIVE][step->end].limit) return true;
     }
     for (int w = 0; w < WORLDS; w++) {
         // An epoll set is used by one process.
         bool isEpoll = step->operation == EPOLL_CTL || step->operation == EPOLL_WAIT;
-        int actor = holder(w, step->end, isEpoll && !options.sharedEpoll ? 0 : step->actor);
+        int actor = holder(w, step->end, step->actor), first = step->end == ACCEPTOR && shared->plan.twoProcesses;
+        if (isEpoll && !options.sharedEpoll) actor = holds(w, step->end, first) ? first : -1;
         shared->outcome[w] = (struct outcome){.skipped = true};
         if (actor < 0) continue;
         shared->world = w;
@@ -284,6 +308,13 @@ static bool take(const struct step *step, int index) {
         tell(actor, &(struct command){.kind = STEP, .world = w, .step = *step});
     }
     struct outcome *native = &shared->outcome[NATIVE], *switched = &shared->outcome[SWITCHED];
+    bool mayStall = step->operation <= SENDFILE && (native->isAmountFree || switched->isAmountFree);
+    if (step->operation == SPLICE_IN || step->operation == SPLICE_OUT || (mayStall && step->waits)) shared->toggled = true;
+    if (step->operation == SPLICE_OUT && native->value > 0 && (switched->error == EAGAIN || switched->error == EINTR)) {
+        see((struct view[WORLDS][ENDS]){0});
+        *switched = (struct outcome){.skipped = true};
+        tell(holder(SWITCHED, step->end, step->actor), &(struct command){.kind = STEP, .world = SWITCHED, .step = *step});
+    }
     snprintf(shared->results[index], sizeof shared->results[index], "%lld %s", (long long)native->value,
              native->error ? strerrorname_np(native->error) : "");
     if (native->skipped && switched->skipped) {
@@ -298,6 +329,7 @@ static bool take(const struct step *step, int index) {
         statistics->onCompanion[direction] += switched->onCompanion;
     }
     if (!compare_outcomes(step, native, switched)) return false;
+    if (mayStall && native->value > 0 && switched->error == EAGAIN && step->b % 4 == 0 && !has_room_in_time(step)) return false;
     if (step->operation <= RECVMMSG && !level(direction)) return false;
     if (shared->differs) return false;
     settle(step->looks);

@@ -52,6 +52,24 @@ extension SessionTests {
             }
         }
 
+        @Test("A peer that only looks does its part, too", arguments: ProviderUnderTest.allCases, [true, false])
+        func looking(_ provider: ProviderUnderTest, byPoll: Bool) throws {
+            try withPair(provider) { pair in
+                let (a, b) = (pair.a, pair.b)
+                #expect(say(a, "unread") == 6)
+                #expect(b.handOver())
+                let buffer = Buffer(6)
+                // (A remote write may take its time.)
+                let deadline = ss_monotonic_ns() + 5_000_000_000
+                var received = -Int(EAGAIN)
+                while received == -Int(EAGAIN), ss_monotonic_ns() < deadline {
+                    if byPoll { _ = a.session.readiness(a.fd, UInt32(POLLIN)) } else { _ = a.session.queuedBytes(a.fd) }
+                    received = ss_sys_recvfrom(b.fd, buffer.bytes, 6, Int32(MSG_DONTWAIT))
+                }
+                #expect(received == 6)
+            }
+        }
+
         @Test("A peer that sleeps is woken and does its part", arguments: ProviderUnderTest.allCases, [true, false])
         func asleep(_ provider: ProviderUnderTest, inPoll: Bool) throws {
             ss_session_state.never_spin = 1
@@ -130,7 +148,7 @@ extension SessionTests {
                 switch how {
                 case 0: pair.a.close()
                 case 1: pair.a.shutDown(Int32(SHUT_WR))
-                default: pair.a.session.settleBeforeExit()
+                default: pair.a.session.settleBeforeExit(isLast: true, closes: true)
                 }
                 #expect(hearRaw(pair.b, 10) == "last words")
                 if how != 2 { #expect(hearRaw(pair.b, 1) == "<0>") }

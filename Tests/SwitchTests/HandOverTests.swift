@@ -143,7 +143,7 @@ private func waitRaw(_ set: Epoll) -> [Epoll.Event] {
         #expect(send(pair.a, 5) == 5)
         #expect(switchHandOver(pair.b))
         #expect(queued(pair.b) == 0)
-        switchBeforeExit()
+        switchBeforeExit(closes: false)
         #expect(receiveRaw(pair.b, 5) == 5)
         pair.close()
     }

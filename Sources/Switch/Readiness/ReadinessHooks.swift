@@ -280,8 +280,19 @@ func markNested(_ root: ReadinessRoot, _ record: Int) {
     container.handOver(root)
 }
 
-/// Holds readiness still across fork, so that the child finds whole lists.
-package func readinessBeforeFork() { ReadinessRoot.existing?.lockAll() }
+/// Holds readiness still across fork, so that the child finds whole lists. Registrations that the program has deleted go for
+/// good before: parent and child share the kernel's set, and what one of them ends the other could not revive.
+package func readinessBeforeFork() {
+    guard let root = ReadinessRoot.existing else { return }
+    var rounds = 0
+    root.lockAll()
+    while rounds < 100, root.hasDormant {
+        root.unlockAll()
+        root.forgetAllDormant()
+        root.lockAll()
+        rounds &+= 1
+    }
+}
 package func readinessAfterForkInParent() {
     ReadinessRoot.existing?.noteShared(EpollSet.Flags.shared)
     ReadinessRoot.existing?.unlockAll()

@@ -160,6 +160,26 @@ struct ReadinessRoot {
         for index in 0..<ReadinessRoot.socketLocks { socketLock(index).unlock() }
     }
 
+    private func isDormant(_ index: Int) -> Bool {
+        registration(UInt32(index)).state & (Registration.State.live | Registration.State.dormant)
+            == Registration.State.live | Registration.State.dormant
+    }
+
+    /// Under all locks.
+    var hasDormant: Bool {
+        for index in 1..<max(1, Int(usedRegistrations)) where isDormant(index) { return true }
+        return false
+    }
+
+    func forgetAllDormant() {
+        for index in 1..<max(1, Int(usedRegistrations)) where isDormant(index) {
+            let lock = socketLock(registration(UInt32(index)).socket)
+            guard lock.lock() == .acquired else { continue }
+            if isDormant(index) { forgetDormant(UInt32(index)) }
+            lock.unlock()
+        }
+    }
+
     /// Sets that hold dual sockets are the kernel's sets of two processes now.
     func noteShared(_ flags: UInt64) {
         for index in 1..<max(1, Int(usedSets)) where set(index).dualCount.load() != 0 { set(index).flags.setBits(flags) }

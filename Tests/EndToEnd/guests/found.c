@@ -1,0 +1,174 @@
+// What the fuzzer (Tests/Fuzz) has found, as cases.
+#include "carriers.h"
+
+static char bytes[1 << 20];
+
+static int revents(int fd) {
+    struct pollfd entry = {fd, POLLIN | POLLOUT | POLLRDHUP, 0};
+    poll(&entry, 1, 0);
+    return entry.revents;
+}
+
+static void await_events(int fd, int events) {
+    for (uint64_t end = milliseconds() + 10000; (revents(fd) & events) != events && milliseconds() < end;) usleep(500);
+}
+
+// A call that has moved bytes leaves the error to the next one.
+static void errors_after_bytes(void) {
+    for (int way = 0; way < 4; way++) {
+        struct ends e = make_ends();
+        close(e.server);
+        await_events(e.client, POLLRDHUP);
+        SHOW(send(e.client, bytes, sizeof bytes, MSG_DONTWAIT | MSG_NOSIGNAL) > 0);
+        await_events(e.client, POLLERR);
+        SHOW(revents(e.client));
+        int error = 0;
+        socklen_t length = sizeof error;
+        if (way == 0) SHOW(send(e.client, bytes, 1, MSG_NOSIGNAL));
+        if (way == 1) SHOW(send(e.client, bytes, 0, MSG_NOSIGNAL));
+        if (way == 2) SHOW(getsockopt(e.client, SOL_SOCKET, SO_ERROR, &error, &length)), SHOW(error);
+        if (way == 3) SHOW(recv(e.client, bytes, 1, 0));
+        SHOW(revents(e.client));
+        SHOW(send(e.client, bytes, 1, MSG_NOSIGNAL));
+        close(e.client);
+    }
+}
+
+// The reset that a look ahead has met is shown until a call has told of it, whichever that is.
+static void resets(void) {
+    for (int way = 0; way < 4; way++) {
+        struct ends e = make_ends();
+        if (write(e.client, "unread", 6) != 6 || write(e.server, "seen", 4) != 4) fail("write");
+        close(e.server);
+        await_events(e.client, POLLERR);
+        SHOW(recv(e.client, bytes, 4, 0));
+        SHOW(revents(e.client));
+        int error = 0;
+        socklen_t length = sizeof error;
+        if (way == 0) SHOW(recv(e.client, bytes, 4, 0));
+        if (way == 1) SHOW(send(e.client, bytes, 0, MSG_NOSIGNAL));
+        if (way == 2) SHOW(getsockopt(e.client, SOL_SOCKET, SO_ERROR, &error, &length)), SHOW(error);
+        if (way == 3) SHOW(recv(e.client, bytes, 4, MSG_WAITALL));
+        SHOW(revents(e.client));
+        SHOW(recv(e.client, bytes, 4, 0));
+        close(e.client);
+    }
+}
+
+static int file_of(size_t count) {
+    int file = memfd_create("found", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, (off_t)count) < 0) fail("memfd");
+    return file;
+}
+
+static void files(void) {
+    // The kernel sends it as one, although the peer answers the beginning with a reset.
+    struct ends e = make_ends();
+    int file = file_of(10147);
+    SHOW(shutdown(e.server, SHUT_RDWR));
+    SHOW(sendfile(e.client, file, NULL, 10147));
+    SHOW(lseek(file, 0, SEEK_CUR));
+    close(file);
+    close_ends(e);
+    // The end of a file needs no room.
+    e = make_ends();
+    file = file_of(10);
+    off_t end = 10;
+    while (send(e.client, bytes, sizeof bytes, MSG_DONTWAIT) > 0) continue;
+    SHOW(sendfile(e.client, file, &end, 100));
+    close(file);
+    close_ends(e);
+}
+
+// The kernel resets the connection when the last descriptor goes with bytes unread, also by the end of a process.
+static void unread_at_exit(void) {
+    struct ends e = make_ends();
+    if (write(e.client, "unread", 6) != 6) fail("write");
+    await_events(e.server, POLLIN);
+    pid_t pid = fork();
+    if (pid == 0) _exit(0);
+    waitpid(pid, NULL, 0);
+    SHOW(revents(e.client));
+    pid = fork();
+    if (pid == 0) {
+        close(e.client);
+        usleep(20000);
+        _exit(0);
+    }
+    close(e.server);
+    waitpid(pid, NULL, 0);
+    await_events(e.client, POLLERR);
+    SHOW(revents(e.client));
+    SHOW(recv(e.client, bytes, 1, 0));
+    close(e.client);
+}
+
+// Before the connection has moved, too, and whoever else still looks at it.
+static void resets_at_once(void) {
+    for (int way = 0; way < 2; way++) {
+        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK + (carrier == 0))}};
+        socklen_t length = sizeof address;
+        int listener = socket(AF_INET, SOCK_STREAM, 0);
+        if (bind(listener, (void *)&address, length) < 0 || listen(listener, 4) < 0) fail("listen");
+        getsockname(listener, (void *)&address, &length);
+        int client = socket(AF_INET, SOCK_STREAM, 0);
+        if (connect(client, (void *)&address, length) < 0) fail("connect");
+        int server = accept(listener, NULL, NULL);
+        if (way == 0) {
+            struct linger linger = {1, 0};
+            setsockopt(server, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+        } else {
+            SHOW(send(client, "unread", 6, 0));
+        }
+        SHOW(close(server));
+        await_events(client, POLLERR);
+        SHOW(revents(client));
+        SHOW(send(client, bytes, 16, MSG_NOSIGNAL));
+        SHOW(recv(client, bytes, 16, 0));
+        close(client);
+        close(listener);
+    }
+}
+
+// Parent and child share the kernel's set: what the parent registers anew, the child's hand-over must not take away.
+static void registrations_across_fork(void) {
+    struct ends e = make_ends();
+    int set = epoll_create1(EPOLL_CLOEXEC), one = 1;
+    struct epoll_event event = {EPOLLIN | EPOLLET, {.u32 = 7}}, got = {0};
+    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &event));
+    SHOW(epoll_ctl(set, EPOLL_CTL_DEL, e.server, NULL));
+    int pipes[2];
+    if (pipe(pipes) < 0) fail("pipe");
+    pid_t pid = fork();
+    if (pid == 0) {
+        char byte;
+        if (read(pipes[0], &byte, 1) != 1) _exit(1);
+        setsockopt(e.server, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one);
+        _exit(0);
+    }
+    event.data.u32 = 8;
+    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &event));
+    if (write(pipes[1], "x", 1) != 1) fail("write");
+    waitpid(pid, NULL, 0);
+    SHOW(write(e.client, "hello", 5));
+    SHOW(epoll_wait(set, &got, 1, 5000));
+    SHOW(got.data.u32);
+    SHOW(epoll_ctl(set, EPOLL_CTL_DEL, e.server, NULL));
+    close(pipes[0]);
+    close(pipes[1]);
+    close(set);
+    close_ends(e);
+}
+
+int main(int count, char **arguments) {
+    moves = !(count > 1 && !strcmp(arguments[1], "plain"));
+    signal(SIGPIPE, SIG_IGN);
+    CASE(errors_after_bytes);
+    CASE(resets);
+    CASE(files);
+    CASE(unread_at_exit);
+    CASE(resets_at_once);
+    CASE(registrations_across_fork);
+    printf("%d different\n", failures);
+    return failures != 0;
+}
