@@ -8,11 +8,15 @@
     --seed N            this seed alone; --only 3,7,9 takes these steps of it alone
     --differences N     stop after so many (1)
     --shrink N          seconds that shrinking a difference may take (60)
+    --no-splice, --no-bad-pointers, --no-exact-restarts
+                        without these; --urgent: with urgent data, --shared-epoll: sets in several processes (neither is
+                        clean yet); --stacks: gdb says where a hanging process is
 """
 import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +53,9 @@ def main():
     subprocess.run(["cc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-o", program,
                     *(os.path.join(HERE, name) for name in ("fuzz.c", "worlds.c", "perform.c", "oracle.c", "steps.c")), "-ldl"],
                    check=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     daemon = subprocess.Popen([tool(settings.build_dir, "sockswitchd"), "--socket", service, "--log-level", "error"])
+    fuzzer = None
     try:
         deadline = time.monotonic() + 20
         while not os.path.exists(service):
@@ -58,8 +64,11 @@ def main():
             time.sleep(0.01)
         environment = {**os.environ, "LD_PRELOAD": library, "SOCKSWITCH_SERVICE": service, "SOCKSWITCH_UPGRADE": "eager",
                        "SOCKSWITCH_WAIT": settings.wait}
-        return subprocess.run([program, "--service", service, *rest], env=environment).returncode
+        fuzzer = subprocess.Popen([program, "--service", service, *rest], env=environment)
+        return fuzzer.wait()
     finally:
+        if fuzzer and fuzzer.poll() is None:
+            fuzzer.terminate()
         daemon.terminate()
         daemon.wait()
         shutil.rmtree(directory)

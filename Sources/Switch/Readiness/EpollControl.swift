@@ -151,7 +151,6 @@ struct SocketControl {
 
     /// Takes a dormant registration back into use: no call of the kernel's. False: it is gone, and must be made anew.
     private func revive(_ index: UInt32, _ event: UnsafeMutablePointer<epoll_event>) -> Bool {
-        let one = root.registration(index)
         let bits = ss_event_bits(event, 0)
         if bits & Interest.exclusive != 0 {
             root.forgetDormant(index)
