@@ -122,7 +122,6 @@ MUTATIONS = [
     Mutation("who has spoken is contradicted", "Sources/ServiceCore/Pair.swift", "        guard !hasSpoken(side) else { return }\n", "", SERVICE),
     Mutation("a family stays switched off", "Sources/ServiceCore/Service+Messages.swift",
              "arena.arena.switchedOff.store(isSwitchedOff ? 1 : 0)", "if isSwitchedOff { arena.arena.switchedOff.store(1) }", SERVICE),
-    Mutation("both namespaces are one", PAIRING, "guard alone, one.isNamespaceOfAdministrator == true,", "guard alone,", SERVICE),
 ]
 
 

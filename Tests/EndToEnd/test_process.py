@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from harness import Case, find_program, free_port, note, settings, tool
+from harness import Case, Program, find_program, free_port, note, settings, tool
 
 EAGER = {"SOCKSWITCH_UPGRADE": "eager"}
 
@@ -604,8 +604,10 @@ class Namespaces(ProcessCase):
 
     def stage_in(self, namespace, *arguments):
         path = os.path.join(os.path.dirname(__file__), "programs", "stage.py")
+        into = ([find_program("nsenter"), "-t", str(namespace.pid), "-U", "-n", "--preserve-credentials"]
+                if isinstance(namespace, Program) else [find_program("ip"), "netns", "exec", namespace])
         return Stage(self.start(
-            [find_program("ip"), "netns", "exec", namespace, os.path.realpath(sys.executable), path, *map(str, arguments)],
+            [*into, os.path.realpath(sys.executable), path, *map(str, arguments)],
             environment=EAGER, name=f"stage-{arguments[0]}"))
 
     def converse(self, server_namespace, client_namespace, address, moves):
@@ -642,6 +644,23 @@ class Namespaces(ProcessCase):
         service = self.start([tool("sockswitchd"), "--socket", self.service, "--across-namespaces"], switched=False)
         self.wait_until(lambda: settings.plain or self.ps(), "the service answers", 20, service.describe)
         self.converse(one, other, "10.213.7.1", moves=True)
+
+    def test_one_end_in_a_users_own(self):
+        """Whoever makes a user namespace can give a network in it any address: such an end is not believed."""
+        one = self.namespace(1)
+        other = self.start(["unshare", "--user", "--net", "--map-root-user", "sh", "-c", "echo made; exec sleep 100"], switched=False)
+        other.wait_for_output("made")
+        inside = ["nsenter", "-t", str(other.pid), "-U", "-n", "--preserve-credentials", "ip"]
+        self.ip("-n", one, "link", "add", "veth-a", "type", "veth", "peer", "name", "veth-b")
+        self.ip("-n", one, "link", "set", "veth-b", "netns", str(other.pid))
+        self.ip("-n", one, "address", "add", "10.213.8.1/24", "dev", "veth-a")
+        self.ip("-n", one, "link", "set", "veth-a", "up")
+        for words in (["address", "add", "10.213.8.2/24", "dev", "veth-b"], ["link", "set", "veth-b", "up"]):
+            subprocess.run([*inside, *words], check=True)
+        service = self.start([tool("sockswitchd"), "--socket", self.service, "--across-namespaces"], switched=False)
+        self.wait_until(lambda: settings.plain or self.ps(), "the service answers", 20, service.describe)
+        for server, client, address in ((one, other, "10.213.8.1"), (other, one, "10.213.8.2")):
+            self.converse(server, client, address, moves=False)
 
 
 class Many(ProcessCase):
