@@ -119,6 +119,8 @@ struct end {
     // More than `limit` has been under way since nothing was: the ring waits until it is empty, to be widened. More than
     // `limit` has been under way to this end since an edge told of data.
     bool widens, flooded;
+    // SO_RCVLOWAT was set: TCP tells again of what there is.
+    bool retold;
     // Below this many bytes under way the amounts are TCP's to determine (see oracle.c); 0 once a buffer size was set.
     uint32_t limit;
 };
@@ -178,7 +180,7 @@ int kernel_state(int fd);
 // oracle.c
 uint64_t under_way(int world, int sender);
 bool compare_outcomes(const struct step *, const struct outcome *native, const struct outcome *switched);
-bool views_agree(int end, const struct view *native, const struct view *switched, bool isLast);
+bool views_agree(int end, const struct view *native, const struct view *switched, bool isLate, bool isLast);
 void differ(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 // worlds.c

@@ -118,12 +118,14 @@ static bool compare_edges(const struct step *step, const struct outcome *native,
         uint32_t registration = (uint32_t)native->extra[i] >> 24;
         bool isEdge = shared->plan.steps[registration].a & EDGE_BIT;
         int32_t mayMiss = open | (isEdge && hasRoom && (wasCrowded || ours->toldRoom[registration]) ? ROOM : 0);
+        if (isEdge && mine->retold) continue;
         if (!(native->extra[i] & 0xffffff & ~mayMiss)) continue;
         int at = 0;
         while (at < switched->extras && (uint32_t)switched->extra[at] >> 24 != registration) at++;
         if (at == switched->extras) return false;
         if ((native->extra[i] & ~switched->extra[at]) & 0xffffff & ~mayMiss) return false;
     }
+    mine->retold = false;
     return true;
 }
 
@@ -182,10 +184,10 @@ static int merged(int state) {
     }
 }
 
-bool views_agree(int end, const struct view *native, const struct view *switched, bool isLast) {
+bool views_agree(int end, const struct view *native, const struct view *switched, bool isLate, bool isLast) {
     int open = (int)open_events(end);
     bool isFlooded = under_way(NATIVE, 1 - end) > shared->ends[NATIVE][end].limit, queueIsOpen = isFlooded;
-    if (shared->toggled && switched->queued > 0 && switched->queued < native->queued) queueIsOpen = true;
+    if (isLate && shared->toggled && switched->queued > 0 && switched->queued < native->queued) queueIsOpen = true;
     bool agree = native->open == switched->open && (native->events & ~open) == (switched->events & ~open)
         && (queueIsOpen || native->queued == switched->queued) && (isFlooded || merged(native->state) == merged(switched->state));
     if (!agree && isLast)

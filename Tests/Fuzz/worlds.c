@@ -199,10 +199,10 @@ static void settle(bool looks) {
         // Delayed acknowledgements and MSG_MORE hold bytes back for 40 and 200 ms; what has not come then has been lost
         // by a reset.
         bool isSettled = see(views) || elapsed > 400000, agree = true;
-        for (int e = 0; e < ENDS; e++) agree &= views_agree(e, &views[NATIVE][e], &views[SWITCHED][e], false);
+        for (int e = 0; e < ENDS; e++) agree &= views_agree(e, &views[NATIVE][e], &views[SWITCHED][e], elapsed > 400000, false);
         if (isSettled && agree) return;
         if (elapsed > 3000000) {
-            for (int e = 0; e < ENDS; e++) views_agree(e, &views[NATIVE][e], &views[SWITCHED][e], true);
+            for (int e = 0; e < ENDS; e++) views_agree(e, &views[NATIVE][e], &views[SWITCHED][e], true, true);
             return;
         }
         if (round > 20) usleep(round > 200 ? 5000 : 200);
