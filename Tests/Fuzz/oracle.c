@@ -19,7 +19,8 @@
 //     may at a segment's end, and FIONREAD may speak of it alone. What it returns is counted (splits), never zero.
 //  4. An edge-triggered epoll set may report an edge more, with events that are true. None less, except the edges of what
 //     is open by 1: room, if a send here has not been told since that there was none; data, while much is under way. (TCP
-//     repeats that there is room when something else has happened, also when that is over.)
+//     repeats that there is room when something else has happened, also when that is over; and of everything
+//     after SO_RCVLOWAT, SO_SNDBUF, TCP_NOTSENT_LOWAT.)
 //  5. FIN_WAIT1 and FIN_WAIT2 are one state (the acknowledgement may be delayed), and so are LAST_ACK, CLOSING, TIME_WAIT
 //     and CLOSE.
 //  6. With SO_RCVTIMEO or SO_SNDTIMEO near the time of a signal either of EAGAIN and EINTR.

@@ -561,7 +561,8 @@ static void option_step(const struct step *step, int world, int fd, struct outco
             || (level == IPPROTO_TCP && (name == TCP_WINDOW_CLAMP || name == TCP_NOTSENT_LOWAT || name == TCP_MAXSEG));
         bool needsTCP = level == SOL_SOCKET && (name == SO_RCVLOWAT || name == SO_PEEK_OFF);
         if (needsTCP) shared->toggled = true;
-        if (level == SOL_SOCKET && name == SO_RCVLOWAT) shared->ends[world][step->end].retold = true;
+        if ((level == SOL_SOCKET && (name == SO_RCVLOWAT || name == SO_SNDBUF)) || (level == IPPROTO_TCP && name == TCP_NOTSENT_LOWAT))
+            shared->ends[world][step->end].retold = true;
         if (isBuffer) shared->ends[world][CONNECTOR].limit = shared->ends[world][ACCEPTOR].limit = 256;
     } else {
         size_t which = a % (sizeof gettable / sizeof *gettable);
