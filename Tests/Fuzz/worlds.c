@@ -293,8 +293,9 @@ static bool take(const struct step *step, int index) {
     if (step->operation == SHUTDOWN || step->operation == CLOSE || step->operation == LINGER_CLOSE) {
         // What is under way above the limit would hold the end back.
         if (under_way(NATIVE, step->end) > shared->ends[NATIVE][step->end].limit) return true;
-        // What comes after it TCP answers with a reset.
-        if (step->operation == SHUTDOWN && under_way(NATIVE, 1 - step->end) > shared->ends[NATIVE][step->end].limit) return true;
+        // What comes after it TCP answers with a reset; so it answers a close, if anything has come.
+        bool isOpen = step->operation == SHUTDOWN || shared->ends[NATIVE][step->end].limit < 1000;
+        if (isOpen && under_way(NATIVE, 1 - step->end) > shared->ends[NATIVE][step->end].limit) return true;
     }
     for (int w = 0; w < WORLDS; w++) {
         // An epoll set is used by one process.
