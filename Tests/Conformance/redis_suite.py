@@ -28,7 +28,7 @@ FILES = """
     integration/aof integration/aof-multi-part integration/block-repl integration/convert-ziplist-hash-on-load
     integration/convert-ziplist-zset-on-load integration/convert-zipmap-hash-on-load integration/corrupt-dump
     integration/dismiss-mem integration/failover integration/logging integration/psync2-master-restart integration/psync2-pingoff
-    integration/psync2-reg integration/rdb integration/redis-benchmark integration/redis-cli integration/replication-2
+    integration/rdb integration/redis-benchmark integration/redis-cli integration/replication-2
     integration/replication-3 integration/replication-4 integration/replication-buffer integration/replication-psync
     integration/shutdown
 """.split()
@@ -37,7 +37,8 @@ FILES = """
 EXCLUDED = {
     "integration/corrupt-dump-fuzzer": "feeds random damage to a server for as long as it is told; what it finds is another each time",
     "integration/psync2": "chooses roles at random and has them in the names of its tests, so no two runs have the same tests;"
-                          " psync2-reg, -pingoff and -master-restart are run",
+                          " psync2-pingoff and -master-restart are run",
+    "integration/psync2-reg": "chooses at random, in the name of the test, which replica it kills",
     "integration/replication": "over five minutes a mode; replication-2, -3, -4, -buffer, -psync and block-repl are run",
     "unit/geo": "half a minute of one processor; commands and answers as in unit/type",
     "unit/hyperloglog": "over a minute of one processor; commands and answers as in unit/type",
