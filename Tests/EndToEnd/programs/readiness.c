@@ -420,8 +420,8 @@ static void do_shutdown(int end, int copy) {
     note("=%ld", answers[0]);
     if (answers[0] < 0) return;
     if (how != SHUT_RD) {
+        if (!writing_ended[end]) touch(end ^ 1, 1);  // a second time the peer hears nothing
         writing_ended[end] = 1;
-        touch(end ^ 1, 1);
     }
     if (how != SHUT_WR) reading_ended[end] = 1;
     touch(end, 1);
