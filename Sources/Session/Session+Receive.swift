@@ -251,7 +251,8 @@ extension Session {
         if has(Slot.Flags.readShutDown) {
             // The end, unless the kernel has an error to tell first.
             let peeked = peekTCP(fd)
-            return peeked < 0 && peeked != -Int(EAGAIN) ? endOfStream(peeked) : 0
+            if peeked < 0, peeked != -Int(EAGAIN) { return endOfStream(peeked) }
+            return takeReset() ? -Int(ECONNRESET) : 0
         }
         // The ring is empty. The end of the stream is TCP's: FIN or reset; then the ring is looked at again, then the cuts.
         // Asking the kernel costs more than a message: only when there is a hint, or now and then (a killed process gives

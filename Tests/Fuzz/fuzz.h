@@ -119,6 +119,8 @@ struct end {
     // More than `limit` has been under way since nothing was: the ring waits until it is empty, to be widened. More than
     // `limit` has been under way to this end since an edge told of data.
     bool widens, flooded;
+    // TCP keeps back some of what is under way to this end.
+    bool lags;
     // An option was set with which TCP tells again of what there is.
     bool retold;
     // Below this many bytes under way the amounts are TCP's to determine (see oracle.c); 0 once a buffer size was set.

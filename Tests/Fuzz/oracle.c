@@ -189,6 +189,9 @@ bool views_agree(int end, const struct view *native, const struct view *switched
     int open = (int)open_events(end);
     bool isFlooded = under_way(NATIVE, 1 - end) > shared->ends[NATIVE][end].limit, queueIsOpen = isFlooded;
     if (isLate && shared->toggled && switched->queued > 0 && switched->queued < native->queued) queueIsOpen = true;
+    // Of what was dropped for want of memory TCP sends some again after seconds only.
+    if (isLate && native->queued < switched->queued && (uint64_t)switched->queued == under_way(NATIVE, 1 - end))
+        queueIsOpen = shared->ends[NATIVE][end].lags = true;
     bool agree = native->open == switched->open && (native->events & ~open) == (switched->events & ~open)
         && (queueIsOpen || native->queued == switched->queued) && (isFlooded || merged(native->state) == merged(switched->state));
     if (!agree && isLast)

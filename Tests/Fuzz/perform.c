@@ -261,7 +261,8 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
     }
     size_t total = size * count;
     uint64_t queued = under_way(world, sender);
-    out->isAmountFree = queued > end->limit || (step->operation == SPLICE_OUT && total > 1);
+    if (queued == 0) end->lags = false;
+    out->isAmountFree = queued > end->limit || end->lags || (step->operation == SPLICE_OUT && total > 1);
     if (step->memory == HALF && total > 1) out->isAmountFree = true;
     char *to = memory_for(step, total);
     memset(buffer, untouched, total + SLACK);

@@ -36,12 +36,13 @@ static void errors_after_bytes(void) {
 
 // The reset that a look ahead has met is shown until a call has told of it, whichever that is.
 static void resets(void) {
-    for (int way = 0; way < 4; way++) {
+    for (int way = 0; way < 5; way++) {
         struct ends e = make_ends();
+        if (way == 4) SHOW(shutdown(e.client, SHUT_RD));
         if (write(e.client, "unread", 6) != 6 || write(e.server, "seen", 4) != 4) fail("write");
         close(e.server);
         await_events(e.client, POLLERR);
-        SHOW(recv(e.client, bytes, 4, 0));
+        SHOW(way == 4 ? recv(e.client, bytes, 5, MSG_WAITALL) : recv(e.client, bytes, 4, 0));
         SHOW(revents(e.client));
         int error = 0;
         socklen_t length = sizeof error;
