@@ -113,6 +113,7 @@ func makeListeningCompanion(_ index: Int, _ entry: UnsafeMutablePointer<Provider
 func chooseCarrier(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     session.slot.kind.store(Slot.Kind.connected)
+    introduceOnce()
     // It may have been connected elsewhere before.
     session.slot.localAddress.family = 0
     if session.has(Slot.Flags.tcpOnly) {

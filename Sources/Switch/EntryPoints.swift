@@ -83,6 +83,7 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     let listening = sessionOf(listener)
     let session = sessionOf(index)
     session.slot.peerAddress.set(peer, length: Int(peerLength))
+    introduceOnce()
     if !session.has(Slot.Flags.tcpOnly) { session.slot.reason.store(Reason.notWorthItYet.rawValue) }
     // The address behind a wildcard is asked for when somebody needs it: see `announce`.
     if !listening.slot.localAddress.isWildcard { memcpy(session.slot.localAddress.base, listening.slot.localAddress.base, 32) }

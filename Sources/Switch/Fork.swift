@@ -38,6 +38,7 @@ package func switchAfterForkInChild() {
     let arena = FamilyArena(memory)
     state.pointee.pid = Int32(ss_sys_getpid())
     state.pointee.process = state.pointee.reservedChild
+    state.pointee.isIntroduced = false
     let pid = UInt64(UInt32(bitPattern: state.pointee.pid))
     if state.pointee.process >= 0, !arena.claim(Int(state.pointee.process), state.pointee.reservation, pid: pid) {
         // This child stood still for so long that it was taken for dead.

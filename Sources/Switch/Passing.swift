@@ -77,6 +77,14 @@ private func handOverSameConnection(_ new: Int) {
     }
 }
 
+/// `ps` shows every process that has a connection, whatever becomes of it: the first one says so.
+@inline(__always)
+func introduceOnce() {
+    if privateState.pointee.isIntroduced { return }
+    privateState.pointee.isIntroduced = true
+    introduceToService()
+}
+
 /// A socket that will never be announced is to be seen all the same.
 func introduceToService() {
     if privateState.pointee.onlyProvider == nil { sharedMemoryProviderIntroduce() }

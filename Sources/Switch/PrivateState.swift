@@ -35,6 +35,8 @@ package struct PrivateState {
     package var enabled: Bool
     /// The process has made an io_uring.
     package var hasRing: Bool
+    /// The process has said hello to the service, or tried to, because of its first connection.
+    package var isIntroduced: Bool
     /// A filter of system calls that was there before the program is known to permit what the library does.
     package var ignoresFilters: Bool
     /// The program has confined itself (Seccomp.swift): nothing is ever done for it again.

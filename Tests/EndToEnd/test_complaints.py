@@ -116,6 +116,7 @@ class Complaints(Compiled):
         moved = self.start_python("pump.py", "client", port, "pingpong")
         alone = self.start_python("pump.py", "client", port, "pingpong", switched=False)
         by_policy = self.start_python("pump.py", "client", kept, "pingpong")
+        silent = self.start([PYTHON, "-c", f"import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)"])
         self.run_options = ["--tcp", f"port={port}"]
         by_its_own = self.start_python("pump.py", "client", port, "pingpong")
         if settings.plain:
@@ -134,9 +135,10 @@ class Complaints(Compiled):
                 for entry in report["sockets"] if entry["kind"] != "fresh"}
             return {("accepted", False, "none"), ("connected", False, "none"), ("accepted", False, "peerNotSwitched"),
                     ("connected", True, "policy"), ("accepted", True, "policy"),
-                    ("connected", False, "policy"), ("accepted", False, "peerPolicy")} <= reasons
+                    ("connected", False, "policy"), ("accepted", False, "peerPolicy"),
+                    ("connected", False, "notWorthItYet"), ("accepted", False, "notWorthItYet")} <= reasons
         self.wait_until(settled, "both ends of every connection say what they are", 20, lambda: str(self.ps()))
-        for client in (moved, alone, by_policy, by_its_own):
+        for client in (moved, alone, by_policy, by_its_own, silent):
             self.assertTrue(client.running(), client.describe())
 
     def test_a_shell_keeps_its_service(self):

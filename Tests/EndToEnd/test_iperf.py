@@ -27,7 +27,8 @@ class Iperf(Case):
 
     def both_ways(self, *options, streams=1):
         self.start_server()
-        client = self.client(*options)
+        # On a busy machine the streams need their time to move, one after the other.
+        client = self.client(*options, seconds=3 + streams)
         self.prove_companion(self.port, client, minimum_bytes=1 << 20)
         self.check(client, streams)
 
