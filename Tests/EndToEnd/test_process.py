@@ -419,6 +419,63 @@ class Servers(ProcessCase):
         client.do("shutdown")
         client.do("end")
 
+    def test_preforked_workers(self):
+        """Workers accept from one inherited listener. All come to companions; a reload leaves the old workers what they
+        serve, and the death of one is the end of its own connection only."""
+        self.port = free_port()
+        server = self.start_python("prefork.py", self.port, 3, environment=EAGER)
+        self.wait_listening(self.port, server)
+
+        def said(word, count):
+            """What has been said of the workers, once there are `count` of it."""
+            def found():
+                pids = [int(line.split()[1]) for line in server.output.split("\n")[:-1] if line.startswith(word)]
+                return pids if len(pids) >= count else None
+            return self.wait_until(found, f"{word} {count}", describe=server.describe)
+        serving = {}
+
+        def add_client():
+            client = self.stage("connect", self.port)
+            client.answer("connected")
+            serving[said("serving", len(serving) + 1)[-1]] = client
+        old = said("worker", 3)
+        for _ in old:
+            add_client()
+        self.serve(serving)
+        self.assertEqual(set(serving), set(old), "a worker serves one at a time")
+
+        os.kill(server.pid, signal.SIGHUP)
+        new = said("worker", 6)[3:]
+        for _ in new:
+            add_client()
+        self.serve(serving)
+        self.assertEqual(set(serving), set(old + new))
+
+        os.kill(new[0], signal.SIGKILL)
+        serving.pop(new[0]).do("end")
+        heir = said("worker", 7)[6]
+        client = self.stage("connect", self.port)
+        client.answer("connected")
+        self.assertEqual(said("serving", 7)[6], heir)
+        self.serve({**serving, heir: client})
+        for pid in old:
+            serving[pid].do("shutdown")
+            serving[pid].do("end")
+        self.wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in old), "the old workers end")
+        self.assertTrue(server.running(), server.describe())
+
+    def serve(self, clients):
+        """Each client is answered right by its worker, and comes to its companion."""
+        def moved():
+            for client in clients.values():
+                client.do("echoed 20000")
+            if settings.plain:
+                return True
+            on_companions = {pid for entry in self.entries() if entry["kind"] == "accepted" and
+                             entry["sendCarrier"] == entry["receiveCarrier"] == "companion" for pid in entry["pids"]}
+            return set(clients) <= on_companions
+        self.wait_until(moved, "every worker on companions", 40, lambda: str(self.entries()))
+
     def test_daemon(self):
         server, client = self.pair()
         self.move(server, client)

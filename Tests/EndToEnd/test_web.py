@@ -5,9 +5,10 @@ import os
 import pwd
 import random
 import re
+import signal
 import sys
 
-from harness import Case, free_port, settings
+from harness import Case, descriptors, free_port, processes, settings
 
 
 def seeded_file(path, size, seed):
@@ -41,9 +42,9 @@ class Web(Case):
         os.unlink(target)
         return curl
 
-    def slow_fetch(self, path, rate, switched=True):
+    def slow_fetch(self, path, rate, switched=True, to="/dev/null"):
         """A transfer that lasts long enough to be looked at."""
-        return self.start(["curl", "-sS", "--fail", "-o", "/dev/null", "--limit-rate", rate,
+        return self.start(["curl", "-sS", "--fail", "-o", to, "--limit-rate", rate,
                            f"http://127.0.0.1:{self.port}/{path}"], switched)
 
 
@@ -132,6 +133,45 @@ class Nginx(Web):
         self.start_server(user=f"nobody {grp.getgrgid(pwd.getpwnam('nobody').pw_gid).gr_name}")
         self.fetch("large", self.large)
         self.check_wrk(self.wrk(2))
+
+    def test_reload(self):
+        """New workers take over the listener; the old ones finish the download they are at, on its companion."""
+        self.start_server()
+        old = self.wait_until(lambda: self.workers(2), "two workers")
+        slow = self.slow_fetch("large", "8M", to="slow")
+        self.prove_companion(self.port, slow, minimum_bytes=1 << 20)
+        slow.kill(signal.SIGSTOP)
+        self.server.kill(signal.SIGHUP)
+        new = self.wait_until(lambda: self.workers(2, old), "two new workers", describe=self.server.describe)
+        # Until then they accept, and then soon end what they have accepted: wrk would count that as an error on TCP, too.
+        self.wait_until(lambda: not any(self.has_listener(pid) for pid in old), "the old workers accept no more")
+        wrk = self.wrk(3)
+        if not settings.plain:
+            self.wait_until(lambda: self.on_companions(new), "a new worker on companions", 20, lambda: str(self.connections(self.port)))
+            self.assertTrue(self.on_companions(old), "the download is no longer on its companion")
+        self.check_wrk(wrk)
+        self.assertTrue(slow.running(), slow.describe())
+        slow.kill(signal.SIGCONT)
+        slow.wait()
+        self.assertEqual(file_digest(os.path.join(self.directory, "slow")), self.large)
+        self.wait_until(lambda: not set(self.workers(2)) & set(old), "the old workers end", describe=self.server.describe)
+
+    def workers(self, count, others=()):
+        """The workers that are not among `others`, once there are `count`; nginx is the started program itself."""
+        found = [pid for pid, (parent, state) in processes().items()
+                 if parent == self.server.pid and state not in "ZX" and pid not in others]
+        return found if len(found) >= count else []
+
+    def has_listener(self, pid):
+        with open("/proc/net/tcp") as file:
+            listeners = {f"socket:[{fields[9]}]" for fields in map(str.split, file.readlines()[1:])
+                         if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == self.port}
+        self.assertTrue(listeners)
+        return not listeners.isdisjoint(descriptors(pid).values())
+
+    def on_companions(self, pids):
+        return any(entry["kind"] == "accepted" and entry["sendCarrier"] == "companion" and set(entry["pids"]) & set(pids)
+                   for entry in self.connections(self.port))
 
     def one_sided(self, server, client):
         self.start_server(server)
