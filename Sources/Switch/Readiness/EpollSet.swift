@@ -27,8 +27,6 @@ struct EpollSet {
         static var shared: UInt64 { 16 }
         /// Another set is in it.
         static var holdsSets: UInt64 { 64 }
-        /// The kernel may hold rings of doorbells for what has been told: they stand where nothing else belongs.
-        static var oldBells: UInt64 { 128 }
         /// Inherited, and this process has not waited in it yet.
         static var inherited: UInt64 { 32 }
     }

@@ -179,73 +179,24 @@ struct EpollWaiter {
     /// Takes our own events out of `events[from ..< from + count]`: what they mean goes to the hot list. Returns where the
     /// program's events end.
     private func sift(_ from: Int, _ count: Int) -> Int {
+        if count == 0 { return from }
+        if !set.has(EpollSet.Flags.tags) { return from + count }
+        let outcome = set.lock.lock()
+        defer { if outcome == .acquired { set.lock.unlock() } }
         var kept = from
-        siftEach(from, count) { bits, data, isRung in
-            if isRung { return }
-            ss_event_set(events, kept, bits, data)
-            kept &+= 1
-        }
-        return kept
-    }
-
-    /// The same after a sleep, for which all rings were armed, so that the kernel has everything in order: what a ring has to say
-    /// and something on TCP came after stands in the place of its bell. What came last is the next look's, which asks the kernel
-    /// behind it.
-    private func siftAfterSleep(_ count: Int, _ now: UInt64) -> Int {
-        let woken = SenderMark.make(ss_cycles(), 0)
-        var left = 0
-        siftEach(0, count, peeking: true) { _, _, isRung in left &+= isRung ? 0 : 1 }
-        if left == 0 {
-            noteKernelPoll(now, 0)
-            return sift(0, count)
-        }
-        var kept = 0
-        var fromRings = 0
-        siftEach(0, count) { bits, data, isRung in
-            var (bits, data) = (bits, data)
-            if isRung {
-                let index = Tag.index(data)
-                let one = root.registration(index)
-                // Later than this it came after what the kernel had: an old bell stands in its place.
-                if left == 0 || SenderMark.isLater(sessionOf(one.socket).peerMark, than: woken) { return }
-                bits = set.report(root, index, now, mayAsk: true)
-                if bits == 0 { return }
-                data = one.data
-                fromRings &+= 1
-            } else {
-                left &-= 1
-            }
-            ss_event_set(events, kept, bits, data)
-            kept &+= 1
-        }
-        noteKernelPoll(now, kept &- fromRings)
-        return kept
-    }
-
-    /// Calls `body` with each event of `events[from ..< from + count]` that is the program's, or that tells of a registration
-    /// which is hot now (`isRung`; with our tag). `peeking`: only says which.
-    @inline(__always)
-    private func siftEach(
-        _ from: Int, _ count: Int, peeking: Bool = false, _ body: (_ bits: UInt32, _ data: UInt64, _ isRung: Bool) -> Void
-    ) {
-        let mayBeOurs = count > 0 && set.has(EpollSet.Flags.tags)
-        let outcome = mayBeOurs ? set.lock.lock() : .acquired
-        defer { if mayBeOurs, outcome == .acquired { set.lock.unlock() } }
         var position = from
         while position < from + count {
             let bits = ss_event_bits(events, position)
-            let data = ss_event_data(events, position)
+            var data = ss_event_data(events, position)
             position &+= 1
-            if !mayBeOurs || data & Tag.prefixMask != root.tagPrefix {
-                body(bits, data, false)
-            } else if peeking {
-                body(bits, data, root.registration(Tag.index(data)).has(Registration.State.dual))
-            } else if let own = take(data, bits, acquired: outcome == .acquired) {
-                body(bits, own, false)
-            } else if outcome == .acquired, root.registration(Tag.index(data)).has(Registration.State.rung) {
-                body(bits, data, true)
+            if data & Tag.prefixMask == root.tagPrefix {
+                guard let own = take(data, bits, acquired: outcome == .acquired) else { continue }
+                data = own
             }
+            ss_event_set(events, kept, bits, data)
+            kept &+= 1
         }
+        return kept
     }
 
     /// One event of ours. Not nil: it is the program's after all, with this data.
@@ -271,23 +222,18 @@ struct EpollWaiter {
                 var other = set.firstRegistration
                 while other != 0 {
                     let candidate = root.registration(other)
-                    if candidate.socket == one.socket, candidate.has(Registration.State.dual) { ring(other) }
+                    if candidate.socket == one.socket, candidate.has(Registration.State.dual) { set.heat(root, other) }
                     other = candidate.nextInSet
                 }
             } else {
-                ring(index)
+                set.heat(root, index)
             }
         } else {
             sessionOf(one.socket).noteTCPEvent(one.polled)
             one.insert(Registration.State.edge)
-            ring(index)
+            set.heat(root, index)
         }
         return nil
-    }
-
-    private func ring(_ index: UInt32) {
-        root.registration(index).insert(Registration.State.rung)
-        set.heat(root, index)
     }
 
     // MARK: Looking for a while
@@ -348,11 +294,6 @@ struct EpollWaiter {
     /// Arms, looks again, sleeps. `goOn`: look again.
     private mutating func sleep(_ now: inout UInt64) -> Int {
         if set.hotCount != 0 { set.maintainAll(root) }
-        if set.has(EpollSet.Flags.oldBells), maximum > 1 {
-            set.flags.clearBits(EpollSet.Flags.oldBells)
-            let count = look(now, kernelShare: maximum, mayAsk: true)
-            if count != 0 { return count }
-        }
         set.sleepers.add(1)  // before arming: who leaves later sees that somebody relies on it
         let longest = set.armAll(root)
         now = ss_monotonic_ns()
@@ -379,8 +320,9 @@ struct EpollWaiter {
             set.spinNanoseconds.storeRelaxed(SpinBudget.afterShortSleep(set.spinNanoseconds.loadRelaxed()))
         }
         let isOver = deadline != Deadline.never && now >= deadline
-        count = siftAfterSleep(count, now)
-        // What comes only now may have come behind something that the kernel has: it is the next look's.
+        count = sift(0, count)
+        noteKernelPoll(now, count)
+        // What the rings have by now may have come behind something that the kernel has by now: it is the next look's.
         if !isOver, asksKernelLast { return count > 0 ? count : EpollWaiter.goOn }
         count = set.scan(root, events, count, maximum, now, mayAsk: isOver)
         return count > 0 || isOver ? count : EpollWaiter.goOn

@@ -89,7 +89,7 @@ extension Registration {
     }
 
     /// Where it stands among others that have something to say: when that was sent, or when it was put behind the others.
-    var place: UInt64 {
+    func place(_ since: UInt64) -> UInt64 {
         let sent = sessionOf(socket).peerMark
         return since == 0 || SenderMark.isLater(sent, than: since) ? sent : since
     }
@@ -112,24 +112,20 @@ extension Registration {
         guard !has(State.disabled) else { return }
         let session = sessionOf(socket)
         guard session.isUp else { return }
-        // A bell that the kernel told of was for an earlier number.
-        if has(State.rung) { remove(State.rung) }
         if wantsInput { armed = session.armReceive(fences: fences) }
         if waitsForRoom { session.armSend(fences: fences) }
     }
 
     /// Awake again: the peer need not ring for what this thread looks at anyway. Unless somebody else may rely on it.
-    /// True: it may have rung already.
-    func disarm() -> Bool {
+    func disarm() {
         let number = armed
-        if number == 0 { return false }
+        if number == 0 { return }
         armed = 0
         let session = sessionOf(socket)
         guard session.isUp, !has(State.notAlone), session.slot.holders.loadRelaxed() <= 1,
             session.doorbellSleepers.loadSequential() == 0
-        else { return true }
+        else { return }
         session.disarmReceive(number)
-        return session.looksReadable
     }
 
     /// The provider has writes, or TCP a backlog, that only our calls carry on.
@@ -229,11 +225,12 @@ extension EpollSet {
             }
             let one = root.registration(index)
             let next = one.hotNext
-            let place = one.place
+            let since = one.since
             let isTooLate = order.bound != 0 && SenderMark.isLater(sessionOf(one.socket).peerMark, than: order.bound)
             let found = isTooLate ? 0 : report(root, index, now, mayAsk: mayAsk)
             if found != 0 {
-                order.add(found, one.data, place)
+                // The mark after the look: whatever it found had left its mark by then.
+                order.add(found, one.data, one.place(since))
             } else if one.has(Registration.State.disabled) {
                 makeCold(root, index)
             } else if now > one.lastActive, now &- one.lastActive > quietNanoseconds {
@@ -249,11 +246,8 @@ extension EpollSet {
     func report(_ root: ReadinessRoot, _ index: UInt32, _ now: UInt64, mayAsk: Bool) -> UInt32 {
         let one = root.registration(index)
         if one.reported == now { return 0 }
-        let isRung = one.has(Registration.State.rung)
-        if isRung { one.remove(Registration.State.rung) }
         let found = one.evaluate(now, mayAsk: mayAsk)
         if found == 0 { return 0 }
-        if one.armed != 0, !isRung { flags.setBits(Flags.oldBells) }
         one.reported = now
         one.since = lookMark
         one.lastActive = now
@@ -359,7 +353,7 @@ extension EpollSet {
         var left = hotCount
         while left > 0 {
             let one = root.registration(index)
-            if one.disarm() { flags.setBits(Flags.oldBells) }
+            one.disarm()
             index = one.hotNext
             left &-= 1
         }

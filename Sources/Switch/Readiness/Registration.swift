@@ -45,8 +45,6 @@ struct Registration {
         static var notAlone: UInt32 { 8192 }
         /// A listener when it was registered.
         static var listener: UInt32 { 16384 }
-        /// The kernel has told of it since it was armed, and nobody has looked at it since.
-        static var rung: UInt32 { 32768 }
     }
 
     @inline(__always) private func half(_ offset: Int) -> UnsafeMutablePointer<UInt32> {
