@@ -96,6 +96,8 @@ extension Session {
         case Invitation.rewindUndecided:
             break
         default:
+            // TCP answers with a reset what comes after both halves were shut down.
+            if has(Slot.Flags.readShutDown), has(Slot.Flags.writeShutDown), hasUnread { return .refused }
             slot.invitation.store(Invitation.rewindUndecided)
             remote.rewindPosition.storeRelaxed(slot.receivePosition.loadRelaxed())
             remote.invitation.store(Invitation.rewind)  // SYNC POINT: pairs with the acquire in changeCarrierIfAsked

@@ -184,6 +184,7 @@ static bool see(struct view views[WORLDS][ENDS]) {
             bool isWhole = coming <= shared->ends[w][e].limit;
             int state = shared->view.state;
             if (isWhole && (uint64_t)shared->view.queued != coming && state != TCP_CLOSE) isSettled = false;
+            if (coming > 0 && shared->view.queued == 0 && state != TCP_CLOSE) isSettled = false;
             bool peerEnded = holder(w, 1 - e, 0) < 0 || shared->ends[w][1 - e].writeShut;
             if (isWhole && peerEnded && (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)) isSettled = false;
         }

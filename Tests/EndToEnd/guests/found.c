@@ -161,6 +161,26 @@ static void registrations_across_fork(void) {
     close_ends(e);
 }
 
+// What is unread cannot be sent again over TCP to a socket that has shut down both halves: it would be answered by a reset.
+static void options_after_shutdown(void) {
+    struct ends e = make_ends();
+    int one = 1, queued = 0;
+    if (write(e.client, "unread", 6) != 6) fail("write");
+    await_events(e.server, POLLIN);
+    SHOW(shutdown(e.server, SHUT_RDWR));
+    await_events(e.client, POLLRDHUP);
+    SHOW(setsockopt(e.server, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one));
+    SHOW(revents(e.client));
+    SHOW(ioctl(e.server, FIONREAD, &queued));
+    SHOW(queued);
+    SHOW(recv(e.server, bytes, 4, 0));
+    SHOW(recv(e.server, bytes, 4, 0));
+    SHOW(recv(e.server, bytes, 4, 0));
+    SHOW(revents(e.client));
+    SHOW(recv(e.client, bytes, 4, 0));
+    close_ends(e);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -170,6 +190,7 @@ int main(int count, char **arguments) {
     CASE(unread_at_exit);
     CASE(resets_at_once);
     CASE(registrations_across_fork);
+    CASE(options_after_shutdown);
     printf("%d different\n", failures);
     return failures != 0;
 }
