@@ -172,7 +172,10 @@ extension Session {
         guard local.cutOnCompanion.loadRelaxed() &- slot.receivePosition.loadRelaxed() == UInt64(seen), cursor.piece() != nil
         else { return 0 }
         // No third cut can be outstanding: all of TCP follows.
-        return max(receiveFromTCP(fd, message, &cursor, flags, bound: Int.max), 0)
+        let more = receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
+        // The kernel tells of it once, and this call has bytes to tell of.
+        if more == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen | Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
+        return max(more, 0)
     }
 
     /// The state changed meanwhile: look at everything again.

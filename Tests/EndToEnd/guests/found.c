@@ -181,6 +181,25 @@ static void options_after_shutdown(void) {
     close_ends(e);
 }
 
+// A look ahead that meets a reset behind a carrier change leaves it to the next call.
+static void looking_at_a_reset(void) {
+    struct ends e = make_ends();
+    int one = 1;
+    if (write(e.server, "ring", 4) != 4) fail("write");
+    await_events(e.client, POLLIN);
+    SHOW(setsockopt(e.server, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one));
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(shutdown(e.client, SHUT_RD));
+    SHOW(write(e.server, "late", 4));
+    await_events(e.client, POLLERR);
+    SHOW(recv(e.client, bytes, 100, MSG_PEEK | MSG_DONTWAIT));
+    SHOW(revents(e.client));
+    SHOW(recv(e.client, bytes, 100, 0));
+    SHOW(recv(e.client, bytes, 100, 0));
+    SHOW(revents(e.client));
+    close_ends(e);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -191,6 +210,7 @@ int main(int count, char **arguments) {
     CASE(resets_at_once);
     CASE(registrations_across_fork);
     CASE(options_after_shutdown);
+    CASE(looking_at_a_reset);
     printf("%d different\n", failures);
     return failures != 0;
 }
