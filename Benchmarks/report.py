@@ -68,7 +68,16 @@ def conditions(facts, results):
     exceptions = [f"{entry['rounds']} for {entry['name']}" for entry in results if entry.get("rounds", rounds) != rounds]
     return (f"Medians of {rounds} interleaved rounds{' of a tenth of the work' if facts.get('quick') else ''}"
             f"{' (' + '; '.join(exceptions) + ')' if exceptions else ''}: {facts['cpu']}, {facts['cores']} cores, "
-            f"Linux {facts['kernel']}, {facts['date']}; a virtual machine, so noisy.")
+            f"Linux {facts['kernel']}, {facts['date']}; a virtual machine, so noisy." + distance(facts))
+
+
+def distance(facts):
+    """The floor of a round trip between the two processors, which is not the same every day."""
+    ends = sorted(facts[key] for key in ("cacheLineNanosecondsBefore", "cacheLineNanoseconds") if key in facts)
+    if not ends:
+        return ""
+    span = f"{ends[0]:.0f}" if ends[-1] < 1.1 * ends[0] else f"{ends[0]:.0f} to {ends[-1]:.0f}"
+    return f" A cache line went from one processor to the other and back in {span} ns."
 
 
 def prose(facts, results):

@@ -279,10 +279,15 @@ def suite(quick):
     ]
 
 
-def machine():
+def machine(bench):
+    """What the figures depend on. Where a virtual machine's processors lie changes while it runs, so their distance is asked
+    before and after."""
+    answer = subprocess.run([bench.sockbench, "processors"], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    cache_line = json.loads(answer.stdout)["cacheLineNanoseconds"]
     with open("/proc/cpuinfo") as file:
         models = re.findall(r"model name\s*:\s*(.*)", file.read())
-    return {"cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(), "kernel": platform.release()}
+    return {"cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(), "kernel": platform.release(),
+            "cacheLineNanoseconds": cache_line}
 
 
 def main():
@@ -305,6 +310,7 @@ def main():
         sys.exit(str(failure))
     failures = []
     results = []
+    before = machine(bench)["cacheLineNanoseconds"]
     chosen = [entry for entry in suite(arguments.quick) if (not arguments.core or entry.is_core)
               and (not arguments.only or any(part in entry.name for part in arguments.only))]
     for entry in chosen:
@@ -326,7 +332,7 @@ def main():
             place: {way: median_of(done) for way, done in of_place.items() if done} for place, of_place in rounds.items()},
                         "gains": {place: gain(kind, of_place) for place, of_place in rounds.items()}})
     text = table(results)
-    facts = {**machine(), "rounds": arguments.rounds, "quick": arguments.quick, "date": datetime.date.today().isoformat(), "loadAverage": os.getloadavg()}
+    facts = {**machine(bench), "cacheLineNanosecondsBefore": before, "rounds": arguments.rounds, "quick": arguments.quick, "date": datetime.date.today().isoformat(), "loadAverage": os.getloadavg()}
     print()
     print(text)
     if arguments.results:

@@ -3,11 +3,13 @@
 //
 //     sockbench server|client --mode pingpong|oneway|connect --transport tcp|unix --address PORT|PATH
 //         [--cpu N] [--size BYTES] [--count N] [--warm-up N] [--spin] [--yield] [--hold]
+//     sockbench processors        how long a cache line takes from CPU 0 to CPU 1 and back: the floor of every round trip
 //
 // The client prints one line of JSON (nanoseconds, CPU seconds of this process); the server prints one at the end.
 
 import CProgramSupport
 import Glibc
+import Synchronization
 
 func parse() -> Options {
     var options = Options()
@@ -180,7 +182,42 @@ func oneConnection(_ options: Options, _ buffer: UnsafeMutableRawPointer) {
     close(descriptor)
 }
 
+let ball = Atomic<Int>(0)
+let throwCount = 1_000_000
+
+/// The median of nine times a hundred thousand round trips or so.
+func measureProcessors() {
+    var thread = pthread_t()
+    let other: @convention(c) (UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? = { _ in
+        if program_pin(1) != 0 { stopForErrno("sched_setaffinity") }
+        for number in 1...throwCount {
+            while ball.load(ordering: .acquiring) != 2 * number - 1 {}
+            ball.store(2 * number, ordering: .releasing)
+        }
+        return nil
+    }
+    if program_pin(0) != 0 || pthread_create(&thread, nil, other, nil) != 0 { stopForErrno("two CPUs") }
+    var times: [Double] = []
+    let part = throwCount / 10
+    var start = nanoseconds()
+    for number in 1...throwCount {
+        ball.store(2 * number - 1, ordering: .releasing)
+        while ball.load(ordering: .acquiring) != 2 * number {}
+        if number % part == 0 {
+            let now = nanoseconds()
+            if number > part { times.append(Double(now - start) / Double(part)) }
+            start = now
+        }
+    }
+    pthread_join(thread, nil)
+    say("{\"cacheLineNanoseconds\": \(times.sorted()[times.count / 2])}")
+}
+
 signal(SIGPIPE, SIG_IGN)
+if CommandLine.arguments.dropFirst().first == "processors" {
+    measureProcessors()
+    exit(0)
+}
 let options = parse()
 if options.cpu >= 0 && program_pin(Int32(options.cpu)) != 0 { stopForErrno("sched_setaffinity") }
 switch options.role {
