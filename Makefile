@@ -62,8 +62,7 @@ fuzz: build
 
 fuzz-short: build
 	@echo "== random call sequences, on TCP and under the switch (short form)"
-	$(PYTHON) Tests/Fuzz/run.py --build-dir out/bin --library out/lib/libsockswitch.so --seconds 8 --from 1
-	$(PYTHON) Tests/Fuzz/run.py --build-dir out/bin --library out/lib/libsockswitch.so --seconds 10
+	$(PYTHON) Tests/Fuzz/run.py --build-dir out/bin --library out/lib/libsockswitch.so --seconds 10 --from 1
 
 conformance: build
 	@bash Scripts/install-deps.sh conformance

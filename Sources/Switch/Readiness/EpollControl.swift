@@ -191,8 +191,6 @@ struct SocketControl {
         one.data = ss_event_data(event, 0)
         let isListener = sessionOf(socket).slot.kind.loadRelaxed() == Slot.Kind.listening
         one.state = Registration.State.live | (isListener ? Registration.State.listener : 0)
-        one.reported = 0
-        one.since = 0
         let connection = connectionRecord(socket)
         if connection.pointee.firstRegistration != 0 { markNotAlone(one) }
         one.nextInSocket = UInt32(bitPattern: connection.pointee.firstRegistration)

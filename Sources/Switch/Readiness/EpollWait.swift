@@ -203,7 +203,7 @@ struct EpollWaiter {
     private func take(_ tag: UInt64, _ bits: UInt32, acquired: Bool) -> UInt64? {
         let index = Tag.index(tag)
         let one = root.registration(index)
-        guard one.has(Registration.State.live), set.base == root.set(Int(one.set)).base else { return nil }
+        guard one.isLive, set.base == root.set(Int(one.set)).base else { return nil }
         let current = one.generation & 0x7F == Tag.generation(tag)
         if !one.has(Registration.State.dual) {
             // Plain, and one-shot now or once: it may have fired.

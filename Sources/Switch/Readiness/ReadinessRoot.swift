@@ -101,9 +101,8 @@ struct ReadinessRoot {
         poolLock.unlock()
         guard index != 0 else { return 0 }
         let one = registration(index)
-        let generation = one.generation
-        memset(one.base, 0, Registration.bytes)
-        one.generation = generation &+ 1
+        one.clear()
+        one.generation = one.generation &+ 1
         return index
     }
 

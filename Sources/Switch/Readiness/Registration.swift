@@ -58,7 +58,11 @@ struct Registration {
         get { Int32(bitPattern: half(0).pointee) }
         nonmutating set { half(0).pointee = UInt32(bitPattern: newValue) }
     }
-    @inline(__always) var set: UInt32 { get { half(4).pointee } nonmutating set { half(4).pointee = newValue } }
+    /// Atomic, like `generation`: an old tag leads to a record that is being taken into use for another set.
+    @inline(__always) var set: UInt32 {
+        get { HalfWord(base, 4).loadRelaxed() }
+        nonmutating set { HalfWord(base, 4).store(newValue) }
+    }
     @inline(__always) var socket: Int { get { Int(half(8).pointee) } nonmutating set { half(8).pointee = UInt32(newValue) } }
     /// As the program gave them, modes included.
     @inline(__always) var events: UInt32 { get { half(12).pointee } nonmutating set { half(12).pointee = newValue } }
@@ -82,7 +86,10 @@ struct Registration {
     @inline(__always) var nextInSet: UInt32 { get { half(68).pointee } nonmutating set { half(68).pointee = newValue } }
     @inline(__always) var previousInSet: UInt32 { get { half(72).pointee } nonmutating set { half(72).pointee = newValue } }
     /// Counts the uses of this record and its changes: old tags are recognised by it.
-    @inline(__always) var generation: UInt32 { get { half(76).pointee } nonmutating set { half(76).pointee = newValue } }
+    @inline(__always) var generation: UInt32 {
+        get { HalfWord(base, 76).loadRelaxed() }
+        nonmutating set { HalfWord(base, 76).store(newValue) }
+    }
     /// When the kernel was last asked about the TCP carrier.
     @inline(__always) var lastKernelLook: UInt64 { get { full(80).pointee } nonmutating set { full(80).pointee = newValue } }
     /// Threads that call the session's `maintain` for it without the set's lock.
@@ -107,6 +114,18 @@ struct Registration {
     @inline(__always) var since: UInt64 { get { full(120).pointee } nonmutating set { full(120).pointee = newValue } }
 
     @inline(__always) func has(_ bit: UInt32) -> Bool { state & bit != 0 }
+    /// For who comes by a tag: pairs with the store of `State.live`, which is the last one of a record taken into use.
+    @inline(__always) var isLive: Bool { HalfWord(base, 24).load() & State.live != 0 }
+
+    /// Zeroes everything but `generation`. What others look at by an old tag is written atomically.
+    func clear() {
+        state = 0
+        set = 0
+        memset(base, 0, 4)
+        memset(base + 8, 0, 16)
+        memset(base + 28, 0, 48)
+        memset(base + 80, 0, Registration.bytes - 80)
+    }
     @inline(__always) func insert(_ bits: UInt32) { change(bits, bits) }
     @inline(__always) func remove(_ bits: UInt32) { change(bits, 0) }
 
