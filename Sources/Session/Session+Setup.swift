@@ -25,6 +25,12 @@ package enum SetupResult: Sendable {
 }
 
 extension Session {
+    /// A peer that has turned the companion down, before or while we set up, may take the next one; a provider that fails
+    /// will not work later either.
+    private static func outcome(of error: Int32) -> SetupResult {
+        error == ECONNREFUSED || error == ECONNRESET ? .refused : .failed
+    }
+
     /// First step, once the companion is connected: exposes the local window and sends our hello. The connection record
     /// already names provider and companion. On failure nothing of the session is left (the companion is the caller's).
     package func begin() -> SetupResult {
@@ -43,7 +49,7 @@ extension Session {
         var received = 0
         var flags: UInt32 = 0
         if receive(companion, &buffer, 1, &received, &flags, &connection.pointee.helloReceive, &error) == SOCKET_ERROR, error != EINPROGRESS {
-            return .failed
+            return Session.outcome(of: error)
         }
 
         if let allocate = table.allocateRdmaMemory {
@@ -73,7 +79,7 @@ extension Session {
             connection.pointee.isExposed = true
             if send(companion, &buffer, 1, &sent, 0, nil, &error) == SOCKET_ERROR, error != EINPROGRESS {
                 abandon()
-                return .failed
+                return Session.outcome(of: error)
             }
             return .pending
         }
@@ -92,7 +98,7 @@ extension Session {
         if result(companion, &connection.pointee.helloReceive, &transferred, 0, &flags, &error) == 0 {
             if error == EINPROGRESS || error == EAGAIN { return .pending }
             abandon()
-            return error == ECONNREFUSED || error == ECONNRESET ? .refused : .failed
+            return Session.outcome(of: error)
         }
         let hello = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &connection.pointee.hello) { $0 })
         let ring = hello.loadUnaligned(fromByteOffset: 16, as: UInt64.self)

@@ -376,7 +376,10 @@ private func companionConnected(_ index: Int) {
     case .noMemory:
         companionFailed(index, .memoryLimit)
         return
-    case .failed, .refused:
+    case .refused:
+        companionFailed(index, .peerPolicy)
+        return
+    case .failed:
         companionFailed(index, .companionFailed)
         return
     }

@@ -181,6 +181,29 @@ private func letBackOffPass(_ scene: Scene, _ fd: Int32) {
         }
     }
 
+    @Test("WSD-N3: a peer that turned the companion down before the session began here may take the next one")
+    func turnedDown() async {
+        await #expect(processExitsWith: .success) {
+            Scene.begin()
+            let recorder = Scene.recorder
+            recorder.failures = [.init(name: "WSPRecv", occurrence: 1, error: ECONNREFUSED)]
+            let scene = try Scene()
+            expect(scene.talk(10))
+            expect(!scene.isFullyOnCompanion)
+            expect([scene.client, scene.server].allSatisfy { scene.reason($0) != .companionFailed })
+            expect([scene.client, scene.server].contains { scene.reason($0) == .peerPolicy })
+            for _ in 0..<4 where !scene.isFullyOnCompanion {
+                letBackOffPass(scene, scene.client)
+                letBackOffPass(scene, scene.server)
+                expect(scene.talk(20))
+            }
+            expect(scene.isFullyOnCompanion)
+            scene.close()
+            expect(recorder.violations, is: [])
+            expect(openHandleCount(), is: 1)
+        }
+    }
+
     @Test("An offer that the provider gives back is offered again later")
     func offerRefused() async {
         await #expect(processExitsWith: .success) {
