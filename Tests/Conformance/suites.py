@@ -32,12 +32,13 @@ class PythonUnit(Unit):
 
 
 def python_units():
-    short = ["test_socket", "test_ssl", "test_epoll", "test_httplib", "test_httpservers", "test_asyncore",
+    short = ["test_socket", "test_ssl", "test_httplib", "test_httpservers", "test_asyncore",
              "test_asynchat", "test_smtplib", "test_poplib", "test_nntplib", "test_urllib2_localnet"]
     long = ["test_ftplib", "test_xmlrpc", "test_imaplib", "test_multiprocessing_fork", "test_multiprocessing_spawn",
             "test_multiprocessing_forkserver"]
-    # Event loops, simulated servers or pipes only: no TCP connection of their own that carries anything.
-    silent_short = ["test_select", "test_telnetlib", "test_smtpd"]
+    # Event loops, simulated servers or pipes only: no TCP connection of their own that carries anything. (test_epoll's
+    # connections carry a few bytes, and are sometimes over before they have moved.)
+    silent_short = ["test_epoll", "test_select", "test_telnetlib", "test_smtpd"]
     silent_long = ["test_selectors", "test_poll", "test_multiprocessing_main_handling"]
     units = [PythonUnit(name, short=name in short + silent_short, carries=name in short + long)
              for name in short + long + silent_short + silent_long]
