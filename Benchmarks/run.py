@@ -279,15 +279,16 @@ def suite(quick):
     ]
 
 
-def machine(bench):
-    """What the figures depend on. Where a virtual machine's processors lie changes while it runs, so their distance is asked
-    before and after."""
+def cache_line_nanoseconds(bench):
+    """How far apart the two processors are. Where those of a virtual machine lie changes while it runs."""
     answer = subprocess.run([bench.sockbench, "processors"], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    cache_line = json.loads(answer.stdout)["cacheLineNanoseconds"]
+    return json.loads(answer.stdout)["cacheLineNanoseconds"]
+
+
+def machine():
     with open("/proc/cpuinfo") as file:
         models = re.findall(r"model name\s*:\s*(.*)", file.read())
-    return {"cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(), "kernel": platform.release(),
-            "cacheLineNanoseconds": cache_line}
+    return {"cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(), "kernel": platform.release()}
 
 
 def main():
@@ -310,7 +311,7 @@ def main():
         sys.exit(str(failure))
     failures = []
     results = []
-    before = machine(bench)["cacheLineNanoseconds"]
+    before = cache_line_nanoseconds(bench)
     chosen = [entry for entry in suite(arguments.quick) if (not arguments.core or entry.is_core)
               and (not arguments.only or any(part in entry.name for part in arguments.only))]
     for entry in chosen:
@@ -332,7 +333,8 @@ def main():
             place: {way: median_of(done) for way, done in of_place.items() if done} for place, of_place in rounds.items()},
                         "gains": {place: gain(kind, of_place) for place, of_place in rounds.items()}})
     text = table(results)
-    facts = {**machine(bench), "cacheLineNanosecondsBefore": before, "rounds": arguments.rounds, "quick": arguments.quick, "date": datetime.date.today().isoformat(), "loadAverage": os.getloadavg()}
+    facts = {**machine(), "cacheLineNanosecondsBefore": before, "cacheLineNanoseconds": cache_line_nanoseconds(bench),
+             "rounds": arguments.rounds, "quick": arguments.quick, "date": datetime.date.today().isoformat(), "loadAverage": os.getloadavg()}
     print()
     print(text)
     if arguments.results:

@@ -57,6 +57,11 @@ package struct PolicyError: Error, Equatable, CustomStringConvertible {
         self.text = text
     }
 
+    /// Of the whole file.
+    package init(source: String, message: String) {
+        self.init(source: source, line: 0, column: 0, message: message, text: "")
+    }
+
     package var description: String {
         if line == 0 { return "\(source): error: \(message)" }
         // The caret stays under its place if the line has tabs.

@@ -85,8 +85,6 @@ package struct ServiceClient {
             ? .notRunning(path: path, code: ECONNRESET) : .noAnswer(path: path)
     }
 
-    package func ping() throws { _ = try ask("ping") }
-
     /// The service does not end by itself.
     package func isLasting() throws -> Bool { try ask("ping") == Array("pong".utf8) }
 

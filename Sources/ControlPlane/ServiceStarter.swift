@@ -7,8 +7,6 @@ package struct ServiceStarter {
     package var program: String
     package var path: String
     package var log = "/dev/null"
-    /// Keep the service until this process has ended.
-    package var holds = false
 
     package init(program: String, path: String) {
         self.program = program
@@ -45,16 +43,14 @@ package struct ServiceStarter {
         return standard
     }
 
-    /// True when a trusted service answers. One that runs and does not (it is stopped, or hangs) is an error: another
+    /// True when a trusted service answers; it then stays until this process has ended. One that runs and does not (it is stopped, or hangs) is an error: another
     /// cannot take its place, and the command must not wait for it.
     private func answers() throws -> Bool {
         do {
-            let client = try ServiceClient(path: path, timeoutSeconds: 2)
-            if holds {
-                // Not all services can, and not everybody's processes.
-                do { try client.hold() } catch ServiceError.unknownCommand {} catch ServiceError.notPermitted {}
-            }
-            try client.ping()
+            try ServiceClient(path: path, timeoutSeconds: 2).hold()
+            return true
+        } catch ServiceError.unknownCommand, ServiceError.notPermitted {
+            // Not all services can, and not for everybody's processes: an answer all the same.
             return true
         } catch ServiceError.notRunning {
             return false

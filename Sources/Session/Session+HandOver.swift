@@ -279,9 +279,7 @@ extension Session {
         waitForBacklog(isLast: isLast)
         guard closes, isLast, enterWatch() else { return }
         defer { leaveWatch(0) }
-        guard hasUnread else { return }
-        var value = linger(l_onoff: 1, l_linger: 0)
-        _ = ss_sys_setsockopt(connection.pointee.descriptor, SOL_SOCKET, SO_LINGER, &value, UInt32(MemoryLayout<linger>.size))
+        if hasUnread { Session.resetOnClose(connection.pointee.descriptor) }
     }
 
     /// Before the end of the sending direction is published: says that it is near, and looks for a rewind for the last time.

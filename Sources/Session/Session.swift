@@ -72,6 +72,12 @@ package struct Session {
         withUnsafeMutablePointer(to: &unspecified) { _ = ss_sys_connect(fd, $0, 16) }
     }
 
+    /// The kernel's close of the last descriptor will reset the connection.
+    package static func resetOnClose(_ fd: Int32) {
+        var value = linger(l_onoff: 1, l_linger: 0)
+        _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, UInt32(MemoryLayout<linger>.size))
+    }
+
     /// Lets a provider that writes remotely make progress. True: it has failed for good, and the connection with it
     /// (WSD-C13). Under a lock.
     @inline(__always)

@@ -134,15 +134,20 @@ private func showKept(_ slot: Slot) {
     if calls >= 4, calls & (calls &- 1) == 0 { introduceToService() }
 }
 
+@inline(__always)
+private func noteProgress(_ fd: Int32, _ index: Int, _ slot: Slot) {
+    if slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
+        if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0 { considerCompanion(fd, index) } else { showKept(slot) }
+    }
+}
+
 /// After a plain data call that moved `count` bytes.
 @inline(__always)
 private func noteSent(_ fd: Int32, _ index: Int, _ slot: Slot, _ count: Int) {
     guard count > 0 else { return }
     slot.tcpBytesSent.count(UInt64(count))
     slot.sendOperations.count(1)
-    if slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
-        if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0 { considerCompanion(fd, index) } else { showKept(slot) }
-    }
+    noteProgress(fd, index, slot)
 }
 
 @inline(__always)
@@ -150,9 +155,7 @@ private func noteReceived(_ fd: Int32, _ index: Int, _ slot: Slot, _ count: Int)
     guard count > 0 else { return }
     slot.tcpBytesReceived.count(UInt64(count))
     slot.receiveOperations.count(1)
-    if slot.kind.loadRelaxed() >= Slot.Kind.connected, isWorthIt(slot) {
-        if slot.flags.loadRelaxed() & Slot.Flags.tcpOnly == 0 { considerCompanion(fd, index) } else { showKept(slot) }
-    }
+    noteProgress(fd, index, slot)
 }
 
 /// Announces itself as a plain writer; false: the session has come up meanwhile.

@@ -68,13 +68,21 @@ package func switchBeforeExit(closes: Bool) {
     let state = privateState
     guard switchIsActive, let memory = state.pointee.arena, ss_sys_getpid() == Int(state.pointee.pid) else { return }
     let arena = FamilyArena(memory)
+    var hasReaped = false
     var index = 1
     let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
     while index < end {
         let slot = arena.slot(index)
         if slot.mode.load() == Slot.Mode.dual {
             let session = sessionOf(index)
-            if session.connection.pointee.generation == slot.generation.load() { session.settleBeforeExit(isLast: isAlone(slot), closes: closes) }
+            if session.connection.pointee.generation == slot.generation.load() {
+                // Once for all of them: it asks the kernel about every process of the family.
+                if slot.holders.load() != 1, !hasReaped {
+                    arena.reapDeadProcesses()
+                    hasReaped = true
+                }
+                session.settleBeforeExit(isLast: slot.holders.load() == 1, closes: closes)
+            }
         }
         index &+= 1
     }

@@ -209,7 +209,7 @@ private func endSocket(_ fd: Int32, _ index: Int) {
             // TCP answers unread data with a reset; so must we. An announcement in flight holds a reference to the socket,
             // so the FIN, or what the kernel would send instead, must not wait for it.
             if unread {
-                resetOnClose(fd)
+                Session.resetOnClose(fd)
             } else if !wasUp, companionPhase >= CompanionPhase.connecting {
                 if closeResets(fd) { Session.reset(fd) } else { _ = ss_sys_shutdown(fd, 1) }
             }
@@ -243,11 +243,6 @@ private func closeResets(_ fd: Int32) -> Bool {
     var value = linger()
     var length = UInt32(MemoryLayout<linger>.size)
     return ss_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &value, &length) == 0 && value.l_onoff != 0 && value.l_linger == 0
-}
-
-private func resetOnClose(_ fd: Int32) {
-    var value = linger(l_onoff: 1, l_linger: 0)
-    _ = baseSetOption(fd, SOL_SOCKET, SO_LINGER, &value, UInt32(MemoryLayout<linger>.size))
 }
 
 /// Takes the pending list's lock; false: this thread has it already (also as a signal handler that interrupted its

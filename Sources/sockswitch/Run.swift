@@ -91,9 +91,7 @@ struct Run: ParsableCommand {
         let path = service.path
         if !noStart {
             do throws(ServiceStarter.Failure) {
-                var starter = ServiceStarter(program: directory + "/sockswitchd", path: path)
-                starter.holds = true
-                try starter.ensureRunning()
+                try ServiceStarter(program: directory + "/sockswitchd", path: path).ensureRunning()
             } catch {
                 warn("no service, so \(name) runs on TCP: \(error)")
             }
@@ -159,7 +157,7 @@ struct Run: ParsableCommand {
 /// The text of a policy file; a policy error without a place when it cannot be read.
 func readPolicy(_ path: String) throws(PolicyError) -> String {
     guard let file = fopen(path, "re") else {
-        throw PolicyError(source: path, line: 0, column: 0, message: String(cString: strerror(errno)), text: "")
+        throw PolicyError(source: path, message: String(cString: strerror(errno)))
     }
     defer { fclose(file) }
     var bytes: [UInt8] = []
@@ -167,14 +165,14 @@ func readPolicy(_ path: String) throws(PolicyError) -> String {
     while bytes.count <= 1 << 20 {
         let count = fread(&chunk, 1, chunk.count, file)
         if count == 0, ferror(file) != 0 {
-            throw PolicyError(source: path, line: 0, column: 0, message: String(cString: strerror(errno)), text: "")
+            throw PolicyError(source: path, message: String(cString: strerror(errno)))
         }
         if count == 0 { break }
         bytes += chunk[..<count]
     }
     if bytes.starts(with: [0xEF, 0xBB, 0xBF]) { bytes.removeFirst(3) }  // a byte order mark
     guard bytes.count <= 1 << 20, let text = String(validating: bytes, as: UTF8.self) else {
-        throw PolicyError(source: path, line: 0, column: 0, message: "not a text file of at most 1 MiB", text: "")
+        throw PolicyError(source: path, message: "not a text file of at most 1 MiB")
     }
     return text
 }

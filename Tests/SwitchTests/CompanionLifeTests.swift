@@ -11,6 +11,15 @@ private func letBackOffPass(_ scene: Scene, _ fd: Int32) {
     memset(ss_refusals_address(), 0, 1024)
 }
 
+/// The server is offered, and the provider will not notice when that is taken back.
+private func sceneWithAnOfferToStay() throws -> Scene {
+    Scene.recorder.failures = [.init(name: "SIO_SOCKSWITCH_WITHDRAW_OFFER", occurrence: 0, error: ENOENT)]
+    let scene = try Scene()
+    expect(scene.request(64, piece: 16) && scene.answer(10))
+    expect(scene.phase(scene.server), is: CompanionPhase.offered)
+    return scene
+}
+
 @Suite("The life of companions (WSD-C, N, L)") struct CompanionLifeTests {
     @Test("Hundreds of messages go over the companion, none over TCP any more")
     func manyMessages() async {
@@ -77,12 +86,8 @@ private func letBackOffPass(_ scene: Scene, _ fd: Int32) {
         await #expect(processExitsWith: .success) {
             Scene.begin()
             let recorder = Scene.recorder
-            // The provider does not notice that the offer is withdrawn.
-            recorder.failures = [.init(name: "SIO_SOCKSWITCH_WITHDRAW_OFFER", occurrence: 0, error: ENOENT)]
-            let scene = try Scene()
+            let scene = try sceneWithAnOfferToStay()
             let client = try #require(SocketName.local(scene.client))
-            expect(scene.request(64, piece: 16) && scene.answer(10))
-            expect(scene.phase(scene.server), is: CompanionPhase.offered)
             _ = switchClose(scene.server)
             // The client does not know yet, and its second request is worth a companion.
             var byte: UInt8 = 0
@@ -105,12 +110,8 @@ private func letBackOffPass(_ scene: Scene, _ fd: Int32) {
         await #expect(processExitsWith: .success) {
             Scene.begin()
             let recorder = Scene.recorder
-            recorder.failures = [.init(name: "SIO_SOCKSWITCH_WITHDRAW_OFFER", occurrence: 0, error: ENOENT)]
-            let former = try Scene()
-            expect(former.request(64, piece: 16) && former.answer(10))
-            expect(former.phase(former.server), is: CompanionPhase.offered)
-            let client = Int32(switchSocket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
-            expect(former.listenName.withBytes { switchConnect(client, $0, $1) }, is: 0)
+            let former = try sceneWithAnOfferToStay()
+            let client = former.connectAnother()
             let slot = socketIndex(former.server)
             _ = switchClose(former.server)
             let scene = Scene(client: client, server: Int32(switchAccept(former.listener, nil, nil, 0)), listener: former.listener)
@@ -159,9 +160,7 @@ private func letBackOffPass(_ scene: Scene, _ fd: Int32) {
             let connects = recorder.count("WSPConnect")
             expect(scene.talk(10, size: 100))
             expect(recorder.count("WSPConnect"), is: connects, "not at once again")
-            let client = Int32(switchSocket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
-            expect(scene.listenName.withBytes { switchConnect(client, $0, $1) }, is: 0)
-            let other = Scene(client: client, server: Int32(switchAccept(scene.listener, nil, nil, 0)), listener: scene.listener)
+            let other = Scene(client: scene.connectAnother(), server: Int32(switchAccept(scene.listener, nil, nil, 0)), listener: scene.listener)
             expect(other.talk(10, size: 100))
             expect(other.reason(other.client), is: .peerNotSwitched)
             expect(recorder.count("WSPConnect"), is: connects, "nor by another socket")

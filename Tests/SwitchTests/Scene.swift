@@ -61,6 +61,13 @@ final class Scene {
         listenName = SocketName.local(listener) ?? SocketName("127.0.0.1", 0)
     }
 
+    /// A second client of the IPv4 listener; nobody has accepted it yet.
+    func connectAnother() -> Int32 {
+        let fd = Int32(switchSocket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
+        expect(listenName.withBytes { switchConnect(fd, $0, $1) }, is: 0)
+        return fd
+    }
+
     static func set(_ fd: Int32, _ option: (Int32, Int32, Int32)) {
         var value = option.2
         expect(switchSetOption(fd, option.0, option.1, &value, 4), is: 0)

@@ -126,8 +126,8 @@ struct Registration {
         memset(base + 28, 0, 48)
         memset(base + 80, 0, Registration.bytes - 80)
     }
-    @inline(__always) func insert(_ bits: UInt32) { change(bits, bits) }
-    @inline(__always) func remove(_ bits: UInt32) { change(bits, 0) }
+    @inline(__always) func insert(_ bits: UInt32) { _ = replace(0, by: bits) }
+    @inline(__always) func remove(_ bits: UInt32) { _ = replace(bits, by: 0) }
 
     /// Takes away and sets bits at once. Returns what was there before.
     @inline(__always)
@@ -139,18 +139,6 @@ struct Registration {
             if wanted == found { return found }
             let seen = word.compareExchange(found, wanted)
             if seen == found { return found }
-            found = seen
-        }
-    }
-
-    /// The bits of `mask` become those of `bits`.
-    @inline(__always)
-    private func change(_ mask: UInt32, _ bits: UInt32) {
-        let word = HalfWord(base, 24)
-        var found = word.loadRelaxed()
-        while found & mask != bits {
-            let seen = word.compareExchange(found, found & ~mask | bits)
-            if seen == found { return }
             found = seen
         }
     }

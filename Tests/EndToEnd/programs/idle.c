@@ -3,19 +3,11 @@
 //
 //     idle PORT CONNECTIONS [plain]
 #include "twins.h"
+#include "fail.h"
 
 static int connections, set;
 static int (*ends)[2];
 static struct pollfd *list;
-
-static void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vprintf(format, arguments);
-    va_end(arguments);
-    printf("\n");
-    exit(1);
-}
 
 struct waiting {
     pthread_t thread;

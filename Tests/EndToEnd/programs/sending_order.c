@@ -3,17 +3,9 @@
 //
 //     sending_order SEED ROUNDS KEPT-PORT MOVED-PORT [plain]
 #include "twins.h"
+#include "fail.h"
 
 enum { KEPT = 3, MOVED = 12, ALL = KEPT + MOVED };
-
-static void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vprintf(format, arguments);
-    va_end(arguments);
-    printf("\n");
-    exit(1);
-}
 
 static int ends[ALL][2], set;
 static int sent[ALL], told[ALL];
