@@ -61,6 +61,14 @@ package struct Connection {
     package var firstRegistration: Int32 = 0
     /// Readiness of this process waits for both carriers: set and cleared under Readiness' lock of the socket.
     package var watchedAsDual: Bool = false
+    /// A stream of small messages from a sender that is active now (`Session.notePace`): cycle counter before which looking is
+    /// left off (0 = look) and that of the last receive, what this side had sent by then, and the fast receives in a row with
+    /// the smallest of them in bytes. Under the receive lock.
+    package var nextLook: UInt64 = 0
+    package var lastReceive: UInt64 = 0
+    package var sentBeforeReceive: UInt64 = 0
+    package var fastReceives: UInt32 = 0
+    package var smallestReceive: UInt32 = 0
     /// When the TCP socket was last looked at by a sender (cycle counter). Under the send lock.
     package var lastPeerCheck: UInt64 = 0
     /// The peer's credit when a sender was first seen to starve, and when that was (monotonic nanoseconds; 0 = it does not

@@ -60,12 +60,23 @@ extension Session {
     /// Like recv(2) with one buffer. The common case, bytes waiting in the ring, without the loop.
     @inline(__always)
     package func receive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
-        if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, let buffer, slot.receiveLock.tryLock() {
-            let taken = isUp ? receiveQuickly(buffer, count) : 0
-            slot.receiveLock.unlock()
+        if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, let buffer {
+            var taken = tryReceiveQuickly(buffer, count)
             if taken > 0 { return taken }
+            if flags & Int32(MSG_DONTWAIT) == 0, !has(Slot.Flags.nonBlocking), looksForAnswer() {
+                taken = tryReceiveQuickly(buffer, count)
+                if taken > 0 { return taken }
+            }
         }
         return receiveOneBuffer(fd, buffer, count, flags)
+    }
+
+    @inline(__always)
+    private func tryReceiveQuickly(_ buffer: UnsafeMutableRawPointer, _ count: Int) -> Int {
+        guard slot.receiveLock.tryLock() else { return 0 }
+        let taken = isUp ? receiveQuickly(buffer, count) : 0
+        slot.receiveLock.unlock()
+        return taken
     }
 
     @inline(never)
@@ -86,6 +97,7 @@ extension Session {
         guard followed & 1 == 1, connection.pointee.writer == nil, !wantsTCP,
             slot.flags.loadRelaxed() & Slot.Flags.broken == 0
         else { return 0 }
+        giveSenderTime()
         let position = slot.receivePosition.loadRelaxed()
         let producer = local.producer.load()  // SYNC POINT: pairs with the release in publishProducer
         let size = slot.receiveRingBytes.loadRelaxed()
@@ -99,6 +111,7 @@ extension Session {
                 .read(local.ring, at: position, into: buffer, count: taken)
         else { return 0 }
         publishCredit(position &+ UInt64(taken), producer)
+        notePace(taken)
         return taken
     }
 

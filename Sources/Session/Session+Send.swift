@@ -76,9 +76,10 @@ extension Session {
     /// All of it into the ring, or nothing (0) when anything at all is unusual.
     @inline(__always)
     private func sendQuickly(_ buffer: UnsafeRawPointer, _ count: Int) -> Int {
+        let now = ss_cycles()
         guard slot.sendCuts.loadRelaxed() & 1 == 1, connection.pointee.writer == nil,
             local.invitation.load() == Invitation.toCompanion, !sendNeedsTCP, !wantsTCP,
-            ss_cycles() &- connection.pointee.lastPeerCheck < Session.peerCheckCycles
+            now &- connection.pointee.lastPeerCheck < Session.peerCheckCycles
         else { return 0 }
         let position = slot.sendPosition.loadRelaxed()
         let size = slot.sendRingBytes.loadRelaxed()
@@ -90,14 +91,15 @@ extension Session {
             slot.sendCredit.storeRelaxed(credit)
             if size &- used < UInt64(count) { return 0 }
         }
-        guard
-            RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
-                .write(remote.ring, at: position, from: buffer, count: count)
-        else { return 0 }
-        publishProducer(position &+ UInt64(count))
+        let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
+        guard geometry.write(remote.ring, at: position, from: buffer, count: count) else { return 0 }
+        let end = position &+ UInt64(count)
+        publishProducer(end, at: count <= Session.quicklyCopied ? now : ss_cycles())
         return count
     }
 
+    /// Copied while a clock makes a step that nobody looks at: reading it costs more.
+    private static var quicklyCopied: Int { 512 }
     /// Some 5 to 10 ms: how long a sender may go without asking the kernel whether its peer is still there.
     static var peerCheckCycles: UInt64 { 20_000_000 }
     static var fullsBeforeWidening: UInt64 { 2 }
@@ -110,9 +112,9 @@ extension Session {
     }
 
     @inline(__always)
-    private func publishProducer(_ position: UInt64) {
+    private func publishProducer(_ position: UInt64, at cycles: UInt64) {
         slot.sendPosition.storeRelaxed(position)
-        markSending()
+        markSending(at: cycles)
         remote.producer.store(position)  // SYNC POINT: pairs with the acquire in receiveFromRing
         fullFence()  // pairs with the fence in armReceive
         ringReceiver()
@@ -121,7 +123,7 @@ extension Session {
     /// Tells the peer when we sent, whichever carrier takes the bytes: who waits for several connections is told of them in the
     /// order in which their peers sent, as by the kernel.
     @inline(__always)
-    private func markSending() { remote.senderMark.storeRelaxed(SenderMark.make(ss_cycles(), ss_cpu())) }
+    private func markSending(at cycles: UInt64) { remote.senderMark.storeRelaxed(SenderMark.make(cycles, ss_cpu())) }
 
     /// A call that has moved bytes leaves the error that it meets to the next one (and to SO_ERROR, and to poll). Whether the
     /// kernel has one, if it is the kernel that would be asked next.
@@ -177,11 +179,11 @@ extension Session {
         if position == start { return -Int(EAGAIN) }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
-            markSending()
+            markSending(at: ss_cycles())
             writer.send(upTo: position)
             if isRewound { answerRewind() }
         } else {
-            publishProducer(position)
+            publishProducer(position, at: ss_cycles())
         }
         return Int(position &- start)
     }
@@ -229,7 +231,7 @@ extension Session {
 
     private func sendOnTCP(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         if takeReset() { return -Int(ECONNRESET) }
-        if connection.pointee.writer == nil { markSending() }
+        if connection.pointee.writer == nil { markSending(at: ss_cycles()) }
         let flags = flags | Int32(MSG_DONTWAIT)
         var result: Int
         if cursor.isAtStart {
@@ -349,7 +351,7 @@ extension Session {
             writer.send(upTo: position &+ UInt64(read))
             if isRewound { answerRewind() }
         } else {
-            publishProducer(position &+ UInt64(read))
+            publishProducer(position &+ UInt64(read), at: ss_cycles())
         }
         return read
     }

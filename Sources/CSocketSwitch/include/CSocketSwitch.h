@@ -50,6 +50,10 @@ static inline __attribute__((always_inline)) uint64_t ss_cycles(void) {
     return ((uint64_t)hi << 32) | lo;
 }
 static inline __attribute__((always_inline)) void ss_pause(void) { __asm__ volatile("pause"); }
+static inline __attribute__((always_inline)) void ss_prefetch(const void *p) { __asm__ volatile("prefetcht0 (%0)" : : "r"(p)); }
+static inline __attribute__((always_inline)) void ss_prefetch_to_write(const void *p) { __asm__ volatile("prefetchw (%0)" : : "r"(p)); }
+/// About a microsecond of `ss_cycles`.
+static const uint64_t ss_pace_cycles = 2400;
 #elif defined(__aarch64__)
 static inline __attribute__((always_inline)) long ss_syscall6(long n, long a, long b, long c, long d, long e, long f) {
     register long x8 __asm__("x8") = n;
@@ -68,6 +72,10 @@ static inline __attribute__((always_inline)) uint64_t ss_cycles(void) {
     return v;
 }
 static inline __attribute__((always_inline)) void ss_pause(void) { __asm__ volatile("yield"); }
+static inline __attribute__((always_inline)) void ss_prefetch(const void *p) { __asm__ volatile("prfm pldl1keep, [%0]" : : "r"(p)); }
+static inline __attribute__((always_inline)) void ss_prefetch_to_write(const void *p) { __asm__ volatile("prfm pstl1keep, [%0]" : : "r"(p)); }
+/// At most a microsecond of `ss_cycles`, which count at 24 MHz to 1 GHz.
+static const uint64_t ss_pace_cycles = 16;
 #else
 #error "SocketSwitch supports x86-64 and AArch64"
 #endif
