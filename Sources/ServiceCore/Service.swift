@@ -292,7 +292,7 @@ package final class Service {
     func hold(_ client: Client) -> Bool {
         let pid = client.credentials.pid
         if held.values.contains(where: { $0.pid == pid }) { return true }
-        guard held.count < 1024 else { return false }
+        guard held.count < min(1024, descriptorLimit / 4) else { return false }
         let result = ss_syscall6(Int(SYS_pidfd_open), Int(pid), 0, 0, 0, 0, 0)
         guard result >= 0 else { return false }
         let descriptor = Descriptor(Int32(result))

@@ -22,13 +22,20 @@ struct PolicyCommand: ParsableCommand {
 
             Keys: program=GLOB (the name, at most 15 bytes, * is the only wildcard), address=ADDRESS[/PREFIX], \
             port=N or N-M; in any order, missing means any. At most 64 rules.
+
+              sockswitch policy check cluster.policy
+              sockswitch run --policy cluster.policy -- redis-server
             """,
         subcommands: [Check.self])
 
     struct Check: ParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Check a policy file.",
-            discussion: "Prints the first error as FILE:LINE:COLUMN with the line itself, and ends with status 65.")
+            discussion: """
+                Prints the first error as FILE:LINE:COLUMN with the line itself, and ends with status 65.
+
+                  sockswitch policy check cluster.policy
+                """)
 
         @Argument(help: ArgumentHelp("The policy file.", valueName: "file"))
         var file: String

@@ -21,10 +21,18 @@ private func start(_ arguments: [String]) -> pid_t {
     return posix_spawn(&pid, arguments[0], nil, nil, &strings, environ) == 0 ? pid : -1
 }
 
-/// Waits for a program's end; its exit status, 128 + signal, or -1.
+/// Waits for a program's end, at most a minute; its exit status, 128 + signal, or -1.
 private func wait(for pid: pid_t) -> Int32 {
     var status: Int32 = 0
-    while waitpid(pid, &status, 0) != pid { if errno != EINTR { return -1 } }
+    var rounds = 0
+    while true {
+        let ended = waitpid(pid, &status, WNOHANG)
+        if ended == pid { break }
+        if ended < 0, errno != EINTR { return -1 }
+        rounds += 1
+        if rounds == 30_000 { kill(pid, SIGKILL) }
+        usleep(2000)
+    }
     return status & 0x7F == 0 ? status >> 8 & 0xFF : 128 + status & 0x7F
 }
 

@@ -131,7 +131,7 @@ struct EpollWaiter {
     /// The kernel after the rings, so that nothing is missing that came before what they tell. What it has on TCP stands first,
     /// what it has of rings by their bells where it belongs.
     private func lookInOrder(_ now: UInt64, kernelIsDue: Bool, mayAsk: Bool) -> Int {
-        withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 64) { marks in  // SendingOrder.capacity
+        withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 64) { marks in
             var order = SendingOrder(events, 0, marks)
             set.scan(root, &order, maximum &- min(set.quietStreams, maximum / 2), now, mayAsk: mayAsk)
             if order.count == 0, !kernelIsDue { return 0 }

@@ -138,9 +138,6 @@ extension Registration {
 
 /// The events of one look at the hot list, kept in the order in which the peers sent.
 struct SendingOrder {
-    /// So many are compared with each other at most; those found later stand behind them.
-    static var capacity: Int { 64 }
-
     let list: UnsafeMutablePointer<epoll_event>
     /// Where the next event goes.
     private(set) var count: Int
@@ -149,6 +146,7 @@ struct SendingOrder {
     /// The latest mark so far.
     private(set) var latest: UInt64 = 0
     private var first: Int
+    /// Room for the marks of so many as are compared with each other at most; those found later stand behind them.
     private let marks: UnsafeMutableBufferPointer<UInt64>
 
     init(_ list: UnsafeMutablePointer<epoll_event>, _ count: Int, _ marks: UnsafeMutableBufferPointer<UInt64>) {
@@ -170,7 +168,7 @@ struct SendingOrder {
     }
 
     mutating func add(_ bits: UInt32, _ data: UInt64, _ mark: UInt64) {
-        if count &- first == SendingOrder.capacity { first = count }
+        if count &- first == marks.count { first = count }
         var place = count &- first
         if place == 0 || SenderMark.isLater(mark, than: latest) { latest = mark }
         while place > 0, SenderMark.isLater(marks[place &- 1], than: mark) {
@@ -192,7 +190,7 @@ extension EpollSet {
         mayAsk: Bool
     ) -> Int {
         if hotCount == 0, !has(Flags.attention) { return count }
-        return withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 64) { marks in  // SendingOrder.capacity
+        return withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 64) { marks in
             var order = SendingOrder(list, count, marks)
             scan(root, &order, maximum, now, mayAsk: mayAsk)
             return order.count
