@@ -127,8 +127,8 @@ extension Service {
 
     /// The session is up and the library did not say why it is not used: what the socket's state implies.
     private func explainReady(_ slot: Slot, sendsOnTCP: Bool, receivesOnTCP: Bool) -> Reason {
-        if receivesOnTCP, slot.plainReaders.load() != 0 { return .plainCall }
-        if sendsOnTCP, slot.plainWriters.load() != 0 { return .plainCall }
+        if receivesOnTCP, slot.plainReaders.count != 0 { return .plainCall }
+        if sendsOnTCP, slot.plainWriters.count != 0 { return .plainCall }
         // Whether the peer's reader has invited is not to be seen from here; whether ours has, is.
         let isUnused = sendsOnTCP ? !receivesOnTCP && slot.tcpBytesSent.load() == 0 : slot.invitation.load() == Invitation.toCompanion
         return isUnused ? .unused : .notInvited

@@ -23,6 +23,8 @@ package struct Connection {
     package var lastEndCheck: UInt64 = 0
     /// Events that the kernel reported on the TCP socket: part of the edges of EPOLLET.
     package var tcpEvents: UInt64 = 0
+    /// Threads of this process that sleep in a receive or a send, on the doorbell and under a number of the socket.
+    package var sleepingCalls: UInt64 = 0
     /// Adaptive waiting: what spinning may cost now, nanoseconds.
     package var receiveSpinNanoseconds: UInt32 = 0
     package var sendSpinNanoseconds: UInt32 = 0
@@ -105,9 +107,10 @@ package struct Connection {
         package static var doorbellSleepers: Int { 16 }
         package static var lastEndCheck: Int { 24 }
         package static var tcpEvents: Int { 32 }
-        package static var receiveSpinNanoseconds: Int { 40 }
-        package static var sendSpinNanoseconds: Int { 44 }
-        package static var descriptorCount: Int { 56 }
+        package static var sleepingCalls: Int { 40 }
+        package static var receiveSpinNanoseconds: Int { 48 }
+        package static var sendSpinNanoseconds: Int { 52 }
+        package static var descriptorCount: Int { 64 }
     }
 }
 

@@ -18,7 +18,7 @@ extension Session {
             if wanted == Invitation.toTCP { return }
             // pairs with the increment in the switch's plain receive: it looks at `mode` after it, we look here after
             // `mode` was set.
-            guard slot.plainReaders.loadSequential() == 0 else { return }
+            guard slot.plainReaders.isZeroSequential else { return }
             guard slot.flags.loadRelaxed() & (Slot.Flags.readShutDown | Slot.Flags.tcpEnded) == 0 else { return }
             if local.endFlags.load() & EndFlags.closed != 0 {
                 // It has closed the socket, which TCP will tell, or has given the companion up alone.
@@ -78,7 +78,7 @@ extension Session {
         let ended = Slot.Flags.writeShutDown | Slot.Flags.peerGone | Slot.Flags.broken
         guard slot.flags.loadRelaxed() & ended == 0, local.endFlags.load() & EndFlags.closed == 0, !hasBacklog else { return }
         // pairs with the increment in the switch's plain send.
-        guard slot.plainWriters.loadSequential() == 0 else { return }
+        guard slot.plainWriters.isZeroSequential else { return }
         guard let written = KernelPositions.written(fd, connectingSide: slot.kind.loadRelaxed() == Slot.Kind.connected) else {
             slot.reason.store(Reason.positionUnknown.rawValue)
             return

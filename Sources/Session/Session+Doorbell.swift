@@ -104,12 +104,26 @@ extension Session {
     /// Threads of this process that sleep on the doorbell level-triggered (receive, send, poll).
     package var doorbellSleepers: Word { word(Connection.Offsets.doorbellSleepers) }
 
-    /// Takes back one count. The record may have been made anew meanwhile: never below 0.
-    package func stopSleepingOnDoorbell() {
+    /// Takes back one count.
+    package func stopSleepingOnDoorbell() { Session.takeBack(doorbellSleepers) }
+
+    /// The record may have been made anew meanwhile: never below 0.
+    static func takeBack(_ counter: Word) {
         while true {
-            let count = doorbellSleepers.load()
-            if count == 0 || doorbellSleepers.compareExchange(count, count &- 1) { return }
+            let count = counter.load()
+            if count == 0 || counter.compareExchange(count, count &- 1) { return }
         }
+    }
+
+    /// Threads of this process that sleep in a receive or a send.
+    var sleepingCalls: Word { word(Connection.Offsets.sleepingCalls) }
+
+    /// A number of the socket is about to be closed: whoever sleeps in a call begins anew. The kernel looks at what woke a
+    /// poll by the numbers in its list, and this one may be another connection's by then.
+    package func wakeSleepingCalls(_ doorbell: Int32) {
+        guard doorbell >= 0, sleepingCalls.loadSequential() != 0 else { return }
+        var one: UInt64 = 1
+        _ = ss_sys_write(doorbell, &one, 8)
     }
 
     /// Wakes whoever sleeps on our own doorbell.

@@ -45,6 +45,7 @@ extension Session {
     /// must the caller.
     package func end(last: Bool) -> Bool {
         if last { waitForBacklog(isLast: true) }
+        let doorbell = connection.pointee.notification
         let sending = slot.sendLock.lock()
         let receiving = slot.receiveLock.lock()
         var mustReset = false
@@ -59,8 +60,20 @@ extension Session {
         }
         if receiving == .acquired { slot.receiveLock.unlock() }
         if sending == .acquired { slot.sendLock.unlock() }
+        awaitSleepingCalls(doorbell)
         return mustReset
     }
+
+    /// Our own calls that still sleep are woken, and given a moment to leave, before the doorbell's number goes.
+    private func awaitSleepingCalls(_ doorbell: Int32) {
+        guard sleepingCalls.loadSequential() != 0 else { return }
+        wakeSleepingCalls(doorbell)
+        // (Whom a longjmp or a cancellation took out of its sleep is counted and does not leave.)
+        let deadline = ss_monotonic_ns() &+ Session.leavingNanoseconds
+        while sleepingCalls.load() != 0, ss_monotonic_ns() < deadline { _ = ss_sys_sched_yield() }
+    }
+
+    private static var leavingNanoseconds: UInt64 { 5_000_000 }
 
     /// Gives TCP the time to take the backlog before the last descriptor goes: as long as the peer reads, and some seconds
     /// more. (The kernel would go on in the background; there is nobody here who could.) `isLast`: nobody else holds the

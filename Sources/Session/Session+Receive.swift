@@ -15,14 +15,16 @@ extension Session {
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
         let peeks = flags & Int32(MSG_PEEK) != 0
         let wantsAll = flags & Int32(MSG_WAITALL) != 0 && !nonBlocking
-        let generation = slot.generation.loadRelaxed()
-        var wait = WaitState()
+        var wait = WaitState(slot)
+        var fd = fd
         var done = 0
         while true {
             if slot.receiveLock.lock() == .ownedByThisThread { return done > 0 ? done : -Int(EAGAIN) }
             var result = -Int(EBADF)
-            if isUp, slot.generation.loadRelaxed() == generation {
-                result = tryReceive(fd, message, &cursor, flags)
+            if !stands(wait.generation) {
+                // Closed by another thread.
+            } else if isUp {
+                result = tryReceive(fd, message, &cursor, flags, goesOn: done > 0)
                 if result == -Int(EAGAIN) { servePeer() }
             } else if done == 0 {
                 result = ss_sys_recvmsg(fd, message, flags | Int32(MSG_DONTWAIT))
@@ -43,6 +45,7 @@ extension Session {
                 result = waitToReceive(fd, &wait)
             }
             if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
+            fd = connection.pointee.descriptor
         }
     }
 
@@ -147,8 +150,11 @@ extension Session {
 
     // MARK: One attempt, under the receive lock
 
-    /// Bytes received, 0 at the end of the stream, or -errno; -EAGAIN: nothing now.
-    private func tryReceive(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+    /// Bytes received, 0 at the end of the stream, or -errno; -EAGAIN: nothing now. `goesOn`: the call has received some before,
+    /// and 0 is an urgent mark, too.
+    private func tryReceive(
+        _ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32, goesOn: Bool
+    ) -> Int {
         var rounds = 0
         var done = 0
         while rounds < 32 {
@@ -161,9 +167,10 @@ extension Session {
             }
             invite(fd)
             let result = receivesOnTCP
-                ? tryReceiveFromTCP(fd, message, &cursor, flags)
+                ? tryReceiveFromTCP(fd, message, &cursor, flags, goesOn: goesOn || done > 0)
                 : tryReceiveFromCompanion(fd, message, &cursor, flags)
             if result == Session.again { continue }
+            if result == Session.mark { return done }
             if result <= 0 { return partial(done, result) }
             // Where the carrier ends the stream does not, and neither does what one call gives.
             if flags & Int32(MSG_PEEK) != 0 { return result &+ peekBehindCut(fd, message, &cursor, flags, result) }
@@ -184,8 +191,10 @@ extension Session {
         }
         guard local.cutOnCompanion.loadRelaxed() &- slot.receivePosition.loadRelaxed() == UInt64(seen), cursor.piece() != nil
         else { return 0 }
-        // No third cut can be outstanding: all of TCP follows.
-        let more = receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
+        // No third cut can be outstanding: all of TCP follows, up to an urgent mark.
+        var queued: Int32 = 0
+        guard ss_sys_ioctl(fd, ss_siocinq, &queued) == 0, queued > 0 || !isAtMark(fd) else { return 0 }
+        let more = receiveFromTCP(fd, message, &cursor, flags, bound: queued > 0 ? Int(queued) : Int.max)
         // The kernel tells of it once, and this call has bytes to tell of.
         if more == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen | Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
         return max(more, 0)
@@ -193,10 +202,16 @@ extension Session {
 
     /// The state changed meanwhile: look at everything again.
     private static var again: Int { Int.min }
+    /// A call that has received some does not go on beyond an urgent mark.
+    private static var mark: Int { Int.min &+ 1 }
 
-    private func tryReceiveFromTCP(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
+    private func tryReceiveFromTCP(
+        _ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32, goesOn: Bool
+    ) -> Int {
         let invitation = slot.invitation.loadRelaxed()
-        if invitation == Invitation.rewind { return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max) }
+        if invitation == Invitation.rewind {
+            return goesOn ? receiveUpToMark(fd, message, &cursor, flags) : receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
+        }
         let followed = slot.receiveCuts.loadRelaxed()
         let made = local.cutCount.load()
         if made != followed {
@@ -205,24 +220,37 @@ extension Session {
             guard left > 0, left <= UInt64(Int64.max) else { return Session.again }
             return receiveFromTCP(fd, message, &cursor, flags, bound: Int(clamping: left))
         }
-        if invitation == Invitation.none {
+        if invitation == Invitation.none, !goesOn {
             return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
         }
         // Invited: a cut may come at any moment, even two of them with TCP bytes behind the second. What was queued before
         // a look that saw no cut was written before any cut.
+        return receiveUpToMark(fd, message, &cursor, flags, mayPass: !goesOn, made)
+    }
+
+    /// Receives from TCP what is queued now, at most up to an urgent mark; at one, goes past it if it may. (A receive of the
+    /// kernel's stops at a mark behind bytes, and begins behind one at which it finds itself: so what is one receive to the
+    /// program must not become two of the kernel's with the mark between them, which would take the urgent byte along.)
+    private func receiveUpToMark(
+        _ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32, mayPass: Bool = false,
+        _ cuts: UInt64? = nil
+    ) -> Int {
         var queued: Int32 = 0
         let result = ss_sys_ioctl(fd, ss_siocinq, &queued)
         if result < 0 { return result }
-        if local.cutCount.load() != made { return Session.again }
+        if let cuts, local.cutCount.load() != cuts { return Session.again }
         if queued > 0 { return receiveFromTCP(fd, message, &cursor, flags, bound: Int(queued)) }
         // At an urgent mark SIOCINQ is 0, and only a receive goes past it. Who has sent urgent data cuts no more.
-        var atMark: Int32 = 0
-        if ss_sys_ioctl(fd, Session.atMarkRequest, &atMark) == 0, atMark != 0 {
-            return receiveFromTCP(fd, message, &cursor, flags, bound: Int.max)
-        }
+        if isAtMark(fd) { return mayPass ? receiveFromTCP(fd, message, &cursor, flags, bound: Int.max) : Session.mark }
         let peeked = peekTCP(fd)
-        if peeked > 0 || local.cutCount.load() != made { return Session.again }
+        if peeked > 0 { return Session.again }
+        if let cuts, local.cutCount.load() != cuts { return Session.again }
         return peeked == -Int(EAGAIN) ? peeked : endOfStream(peeked)
+    }
+
+    private func isAtMark(_ fd: Int32) -> Bool {
+        var atMark: Int32 = 0
+        return ss_sys_ioctl(fd, Session.atMarkRequest, &atMark) == 0 && atMark != 0
     }
 
     /// The stream is read to its end; `peeked` is what the kernel says of it. A reset is reported once, as the kernel does.

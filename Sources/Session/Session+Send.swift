@@ -19,13 +19,15 @@ extension Session {
         }
         if total == 0 { return takeReset() ? -Int(ECONNRESET) : ss_sys_sendmsg(fd, message, flags) }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
-        let generation = slot.generation.loadRelaxed()
-        var wait = WaitState()
+        var wait = WaitState(slot)
+        var fd = fd
         var done = 0
         while true {
             if slot.sendLock.lock() == .ownedByThisThread { return done > 0 ? done : -Int(EAGAIN) }
             var result = -Int(EBADF)
-            if isUp, slot.generation.loadRelaxed() == generation {
+            if !stands(wait.generation) {
+                // Closed by another thread.
+            } else if isUp {
                 result = trySend(fd, message, &cursor, done > 0 ? flags | Int32(MSG_NOSIGNAL) : flags)
             } else if done == 0 {
                 result = ss_sys_sendmsg(fd, message, flags | Int32(MSG_DONTWAIT))
@@ -39,6 +41,7 @@ extension Session {
             if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
             result = waitToSend(fd, &wait)
             if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
+            fd = connection.pointee.descriptor
         }
     }
 
@@ -293,12 +296,13 @@ extension Session {
             position = Int64(now)
         }
         let nonBlocking = has(Slot.Flags.nonBlocking)
-        var wait = WaitState()
+        var wait = WaitState(slot)
+        var fd = fd
         var done = 0
         var result = 0
         while done < count {
             if slot.sendLock.lock() == .ownedByThisThread { result = -Int(EAGAIN) } else {
-                result = isUp ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
+                result = isUp && stands(wait.generation) ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
                 slot.sendLock.unlock()
             }
             if result > 0 {
@@ -310,6 +314,7 @@ extension Session {
             if result != -Int(EAGAIN) || nonBlocking { break }
             result = waitToSend(fd, &wait)
             if result < 0 || wait.interrupted && done > 0 { break }
+            fd = connection.pointee.descriptor
         }
         if done > 0 {
             _ = partial(done, result)

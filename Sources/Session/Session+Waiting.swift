@@ -6,6 +6,8 @@ import StreamRing
 
 /// What one blocking call remembers between its sleeps.
 struct WaitState {
+    /// Of the slot, when the call began: see `Session.stands`.
+    let generation: UInt64
     /// Our doorbell was found rung: it must be silenced before the next sleep.
     var rang = false
     /// A handler ran during the last sleep: what was moved in part is not waited for any longer.
@@ -17,6 +19,8 @@ struct WaitState {
     var deadline: UInt64 = 0
 
     static var never: UInt64 { UInt64.max }
+
+    init(_ slot: Slot) { generation = slot.generation.loadRelaxed() }
 
     /// A call that looks for a while is in the middle of the call all the same: a handler without SA_RESTART that ran
     /// meanwhile would have to end it, and nobody would know. So its signal waits for the sleep. (Those that an
@@ -96,7 +100,18 @@ extension Session {
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
         var events = isBehindCut ? 0 : Int16(POLLIN) | (mayWatchForEnd ? Int16(POLLRDHUP) : 0)
         if hasBacklog { events |= Int16(POLLOUT) }
-        return sleep(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
+        return sleepInCall(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
+    }
+
+    /// Sleeps, unless the socket is being closed: who closes it first lowers its count of numbers, then wakes those whom it
+    /// finds counted here.
+    private func sleepInCall(
+        _ fd: Int32, _ events: Int16, _ notification: Int32, _ wait: inout WaitState, atMost: UInt64, receiving: Bool
+    ) -> Int {
+        sleepingCalls.add(1)
+        defer { Session.takeBack(sleepingCalls) }
+        guard stands(wait.generation) else { return 0 }
+        return sleep(fd, events, notification, &wait, atMost: atMost, receiving: receiving)
     }
 
     /// For a receiver that looks ahead until there is enough: nobody rings for what lies behind bytes that are not read.
@@ -112,7 +127,7 @@ extension Session {
         if sendsOnTCP || sendNeedsTCP {
             // The kernel knows everything. (POLLRDHUP would stay up after the peer's half-close.)
             leaveWatch(0)
-            return sleep(fd, Int16(POLLOUT), -1, &wait, atMost: WaitState.never, receiving: false)
+            return sleepInCall(fd, Int16(POLLOUT), -1, &wait, atMost: WaitState.never, receiving: false)
         }
         defer { wait.releaseSignals() }
         if spin(receiving: false, &wait) { return leaveWatch(0) }
@@ -133,13 +148,21 @@ extension Session {
         let events = mayWatchForEnd ? Int16(POLLRDHUP) : 0
         let atMost = tick ? Session.tickNanoseconds : Session.deadlockNanoseconds
         doorbellSleepers.add(1)
-        let result = sleep(fd, events, notification, &wait, atMost: atMost, receiving: false)
+        let result = sleepInCall(fd, events, notification, &wait, atMost: atMost, receiving: false)
         stopSleepingOnDoorbell()
         if slot.sendLock.lock() == .acquired {
-            if isUp { noteTCPEnd(fd) }
+            if isUp, stands(wait.generation) { noteTCPEnd(connection.pointee.descriptor) }
             slot.sendLock.unlock()
         }
         return result
+    }
+
+    /// The socket on which a call began is still this process's. While the call slept another thread may have closed it: then
+    /// the number that the program gave, and the slot, may stand for other connections, and neither is touched again. (Before
+    /// each later attempt the call takes the number from the record, since the one that it was given may be closed alone.)
+    func stands(_ generation: UInt64) -> Bool {
+        connection.pointee.generation == generation && slot.generation.loadRelaxed() == generation
+            && Int32(bitPattern: descriptorCount.load()) > 0
     }
 
     /// The connection was broken off, or its companion was lost: an attempt will say so.

@@ -174,7 +174,9 @@ package struct FamilyArena {
                     let high = highWater.load()
                     if high > UInt64(index) || highWater.compareExchange(high, UInt64(index) + 1) { break }
                 }
-                slot.generation.add(1)
+                let generation = slot.generation.add(1)
+                slot.plainReaders.begin(generation: generation)
+                slot.plainWriters.begin(generation: generation)
                 slot.holders.store(1)
                 holderWord(process, index >> 6).setBits(1 << UInt64(index & 63))
                 return index

@@ -94,7 +94,7 @@ package struct Slot {
 
     // Line 3: sending, second line.
     /// Threads inside a plain kernel send: no cut while there are any.
-    @inline(__always) package var plainWriters: Word { Word(base, 192) }
+    @inline(__always) package var plainWriters: CallCount { CallCount(base, 192) }
     /// The last `armedForReceive` number for which the doorbell was rung.
     @inline(__always) package var rungForReceive: Word { Word(base, 200) }
     @inline(__always) package var armedForSendCounter: Word { Word(base, 208) }
@@ -120,7 +120,7 @@ package struct Slot {
 
     // Line 5: receiving, second line.
     /// Threads inside a plain kernel receive, or asleep in a plain poll: no invitation while there are any.
-    @inline(__always) package var plainReaders: Word { Word(base, 320) }
+    @inline(__always) package var plainReaders: CallCount { CallCount(base, 320) }
     @inline(__always) package var rungForSend: Word { Word(base, 328) }
     @inline(__always) package var armedForReceiveCounter: Word { Word(base, 336) }
     @inline(__always) package var tcpBytesReceived: Word { Word(base, 344) }
@@ -143,6 +143,34 @@ package struct Slot {
 
     /// Zeroes everything but kind, generation and holders.
     package func clear() { memset(base + 24, 0, Slot.bytes - 24) }
+}
+
+/// How many threads are inside a call on a socket. A call may outlast the socket, when another thread closes it, and even the
+/// slot, when that goes to the next socket: so the count has its slot's generation beside it (bits 32 to 63), and nobody is
+/// counted out where they were not counted in.
+package struct CallCount {
+    private let word: Word
+    @inline(__always) package init(_ base: UnsafeMutableRawPointer, _ offset: Int) { word = Word(base, offset) }
+
+    /// Counts a call in. Returns its ticket, for `leave`.
+    @inline(__always) package func enter() -> UInt64 { word.add(1) }
+
+    /// Counts it out. False: the slot is another socket's by now.
+    @inline(__always) @discardableResult
+    package func leave(_ ticket: UInt64) -> Bool {
+        while true {
+            let now = word.loadRelaxed()
+            guard now >> 32 == ticket >> 32 else { return false }
+            if word.compareExchange(now, now &- 1) { return true }
+        }
+    }
+
+    /// For whoever published something before, and is seen by every call that comes in later.
+    @inline(__always) package var isZeroSequential: Bool { UInt32(truncatingIfNeeded: word.loadSequential()) == 0 }
+    package var count: UInt64 { word.load() & 0xFFFF_FFFF }
+
+    /// A slot begins its next life.
+    @inline(__always) func begin(generation: UInt64) { word.storeRelaxed(generation << 32) }
 }
 
 /// An IPv4 or IPv6 address with its port in 32 bytes.

@@ -66,6 +66,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.firstRegistration = 0
     record.pointee.watchedAsDual = false
     record.pointee.doorbellSleepers = 0
+    record.pointee.sleepingCalls = 0
     record.pointee.receiveSpinNanoseconds = 0
     record.pointee.sendSpinNanoseconds = 0
     record.pointee.lastPeerCheck = 0
@@ -160,8 +161,9 @@ private func dropEntry(_ fd: Int32) {
         let record = sessionOf(index).connection
         if Int32(bitPattern: sessionOf(index).descriptorCount.subtract(1)) <= 0 {
             endSocket(fd, index)
-        } else if record.pointee.descriptor == fd {
-            record.pointee.descriptor = otherDescriptor(entry, than: fd)
+        } else {
+            if record.pointee.descriptor == fd { record.pointee.descriptor = otherDescriptor(entry, than: fd) }
+            sessionOf(index).wakeSleepingCalls(record.pointee.notification)
         }
     case DescriptorKind.epollSet:
         clearDescriptorEntry(fd)

@@ -96,7 +96,10 @@ class Calls(Case):
     def test_what_the_fuzzer_found(self):
         self.on_both_carriers("found", "errors_after_bytes", "resets", "files", "unread_at_exit", "resets_at_once",
                               "registrations_across_fork", "options_after_shutdown",
-                              "looking_at_a_reset")
+                              "looking_at_a_reset", "up_to_a_mark")
+
+    def test_closed_by_another_thread(self):
+        self.on_both_carriers("closed")
 
     def test_past_the_interface(self):
         self.on_both_carriers("past", "positioned", "aliases", "system_calls")

@@ -42,6 +42,7 @@ extension SessionTests {
             #expect(MemoryLayout<Connection>.offset(of: \.doorbellSleepers) == Connection.Offsets.doorbellSleepers)
             #expect(MemoryLayout<Connection>.offset(of: \.lastEndCheck) == Connection.Offsets.lastEndCheck)
             #expect(MemoryLayout<Connection>.offset(of: \.tcpEvents) == Connection.Offsets.tcpEvents)
+            #expect(MemoryLayout<Connection>.offset(of: \.sleepingCalls) == Connection.Offsets.sleepingCalls)
             #expect(MemoryLayout<Connection>.offset(of: \.receiveSpinNanoseconds) == Connection.Offsets.receiveSpinNanoseconds)
             #expect(MemoryLayout<Connection>.offset(of: \.sendSpinNanoseconds) == Connection.Offsets.sendSpinNanoseconds)
             #expect(MemoryLayout<Connection>.offset(of: \.descriptorCount) == Connection.Offsets.descriptorCount)
@@ -74,16 +75,16 @@ extension SessionTests {
         func plainCalls(_ provider: ProviderUnderTest) throws {
             try withPair(provider, onCompanion: false) { pair in
                 let (a, b) = (pair.a, pair.b)
-                b.slot.plainReaders.add(1)
+                let reader = b.slot.plainReaders.enter()
                 b.session.maintain(b.fd)
                 #expect(b.slot.invitation.load() == Invitation.none)
-                b.slot.plainReaders.subtract(1)
+                b.slot.plainReaders.leave(reader)
                 b.session.maintain(b.fd)
                 #expect(b.slot.invitation.load() == Invitation.toCompanion)
                 while a.session.local.invitation.load() == Invitation.none { sched_yield() }
-                a.slot.plainWriters.add(1)
+                let writer = a.slot.plainWriters.enter()
                 #expect(say(a, "tcp") == 3 && a.session.sendsOnTCP)
-                a.slot.plainWriters.subtract(1)
+                a.slot.plainWriters.leave(writer)
                 #expect(say(a, " ring") == 5 && !a.session.sendsOnTCP)
                 #expect(hear(b, 8) == "tcp ring")
             }

@@ -58,6 +58,23 @@ extension SessionTests {
             }
         }
 
+        @Test("A receive that begins in the ring ends at the mark, too, and so does one that waits for all",
+              arguments: ProviderUnderTest.allCases, [Int32(0), Int32(MSG_PEEK), Int32(MSG_WAITALL)])
+        func stopsAtMarkBehindRing(_ provider: ProviderUnderTest, flags: Int32) throws {
+            try withPair(provider) { pair in
+                #expect(say(pair.a, "one") == 3)
+                #expect(say(pair.a, "!", Int(MSG_OOB)) == 1)
+                #expect(say(pair.a, "two") == 3)
+                awaitUrgent(pair.b)
+                let buffer = Buffer(10)
+                #expect(pair.b.receive(buffer.bytes, 10, Int(flags)) == 3)
+                if flags == Int32(MSG_PEEK) { #expect(hear(pair.b, 3) == "one") }
+                #expect(isAtMark(pair.b))
+                #expect(pair.b.receive(buffer.bytes, 1, Int(MSG_OOB)) == 1)
+                #expect(hear(pair.b, 3) == "two")
+            }
+        }
+
         @Test("A receive that finds nothing behind the mark goes past it, as the kernel's does", arguments: ProviderUnderTest.allCases)
         func passesTheMark(_ provider: ProviderUnderTest) throws {
             try withPair(provider) { pair in

@@ -43,6 +43,25 @@ private func end(_ pid: pid_t) {
         #expect(FamilyArena.bytes == FamilyArena.slotsOffset + FamilyArena.slotCount * Slot.bytes)
     }
 
+    @Test("A call that outlasts its socket is not counted out of the slot's next one")
+    func callCounts() {
+        let process = arena.addProcess(pid: own)
+        let index = arena.allocateSlot(process: process)
+        let slot = arena.slot(index)
+        let outlasting = slot.plainReaders.enter()
+        let ordinary = slot.plainReaders.enter()
+        #expect(slot.plainReaders.count == 2)
+        #expect(slot.plainReaders.leave(ordinary) && slot.plainReaders.count == 1)
+        arena.release(index, process: process)
+        #expect(!slot.plainReaders.leave(outlasting) && slot.plainReaders.count == 0)
+        #expect(arena.allocateSlot(process: process) == index)
+        #expect(slot.plainReaders.isZeroSequential && slot.plainWriters.isZeroSequential)
+        let next = slot.plainReaders.enter()
+        #expect(!slot.plainReaders.leave(outlasting) && slot.plainReaders.count == 1)
+        #expect(slot.plainReaders.leave(next) && slot.plainReaders.isZeroSequential)
+        arena.release(index, process: process)
+    }
+
     @Test("Every slot can be taken once, none twice; a freed one comes again with another generation, and empty")
     func everySlot() {
         let process = arena.addProcess(pid: own)

@@ -484,7 +484,7 @@ struct ReadinessTests {
             sender.join()
             #expect(receive(fds[index], 1) == 1)
         }
-        #expect(sessionOf(socketIndex(tracked.b) ?? 0).slot.plainReaders.load() == 0)
+        #expect(sessionOf(socketIndex(tracked.b) ?? 0).slot.plainReaders.count == 0)
         #expect(dual.session(dual.b).doorbellSleepers.load() == 0)
         let closed = Int32(ss_sys_fcntl(raw.a, F_DUPFD, 500))
         _ = ss_sys_close(closed)

@@ -6,7 +6,7 @@ import StreamRing
 #endif
 
 /// The plain sockets that a thread waits for in the kernel alone: while it does, nobody may invite their peers to leave
-/// TCP, since the thread could not see the cut. 16 bytes a socket: index and generation of its slot.
+/// TCP, since the thread could not see the cut. 16 bytes a socket: the index of its slot, and the ticket of the count.
 struct PlainReaders {
     let memory: UnsafeMutableRawPointer
     private(set) var count = 0
@@ -18,26 +18,24 @@ struct PlainReaders {
     /// Counts this thread in. False: the socket has become dual, and it is not counted.
     mutating func enter(_ socket: Int) -> Bool {
         let slot = sessionOf(socket).slot
-        slot.plainReaders.add(1)
+        let ticket = slot.plainReaders.enter()
         // pairs with invite, which looks at plainReaders after `mode` was set
         if slot.mode.loadSequential() == Slot.Mode.dual {
-            slot.plainReaders.subtract(1)
+            slot.plainReaders.leave(ticket)
             return false
         }
         memory.storeBytes(of: UInt64(socket), toByteOffset: count * 16, as: UInt64.self)
-        memory.storeBytes(of: slot.generation.loadRelaxed(), toByteOffset: count * 16 + 8, as: UInt64.self)
+        memory.storeBytes(of: ticket, toByteOffset: count * 16 + 8, as: UInt64.self)
         count &+= 1
         return true
     }
 
-    /// Counts it out everywhere. A slot that was freed meanwhile has been cleared.
+    /// Counts it out everywhere.
     mutating func leave() {
         while count > 0 {
             count &-= 1
             let slot = sessionOf(Int(memory.load(fromByteOffset: count * 16, as: UInt64.self))).slot
-            if slot.generation.loadRelaxed() == memory.load(fromByteOffset: count * 16 + 8, as: UInt64.self) {
-                slot.plainReaders.subtract(1)
-            }
+            slot.plainReaders.leave(memory.load(fromByteOffset: count * 16 + 8, as: UInt64.self))
         }
     }
 }

@@ -200,6 +200,28 @@ static void looking_at_a_reset(void) {
     close_ends(e);
 }
 
+// One receive does not go beyond an urgent mark, though the bytes before it came over the companion.
+static void up_to_a_mark(void) {
+    static const int flags[] = {0, MSG_WAITALL, MSG_PEEK};
+    for (int i = 0; i < 3; i++) {
+        struct ends e = make_ends();
+        int mark = -1;
+        SHOW(send(e.client, "abc", 3, 0));
+        SHOW(send(e.client, "U", 1, MSG_OOB));
+        SHOW(send(e.client, "def", 3, 0));
+        struct pollfd urgent = {e.server, POLLPRI};
+        SHOW(poll(&urgent, 1, 5000));
+        SHOW(recv(e.server, bytes, 100, flags[i]));
+        if (flags[i] & MSG_PEEK) SHOW(recv(e.server, bytes, 100, 0));
+        SHOW(ioctl(e.server, SIOCATMARK, &mark));
+        SHOW(mark);
+        SHOW(recv(e.server, bytes, 1, MSG_OOB));
+        SHOW(bytes[0]);
+        SHOW(recv(e.server, bytes, 100, 0));
+        close_ends(e);
+    }
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -211,6 +233,7 @@ int main(int count, char **arguments) {
     CASE(registrations_across_fork);
     CASE(options_after_shutdown);
     CASE(looking_at_a_reset);
+    CASE(up_to_a_mark);
     printf("%d different\n", failures);
     return failures != 0;
 }
