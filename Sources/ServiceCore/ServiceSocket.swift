@@ -4,8 +4,9 @@ import Glibc
 
 /// The listening socket in the file system, and the lock that says whose it is.
 ///
-/// `PATH.lock` is locked as long as the service lives, so whatever lies at PATH while nobody holds the lock is a dead
-/// service's and may be replaced. The socket appears under its name only once it listens.
+/// `PATH.lock` is locked as long as the service lives, so a socket at PATH at which nobody listens while nobody holds the
+/// lock is a dead service's and may be replaced; what is no socket, or another program's, is never touched, whoever asks. The
+/// socket appears under its name only once it listens.
 package final class ServiceSocket {
     package enum Refusal: Error, CustomStringConvertible {
         case running(path: String)
@@ -26,6 +27,8 @@ package final class ServiceSocket {
     private let lock: Descriptor
     private let ownsDirectory: Bool
     private var isPublished = true
+    /// The socket's own node: what is removed in the end must be this one.
+    private let node: Node
 
     private var temporaryPath: String { "\(path).new" }
     private var lockPath: String { ServiceSocket.lockPath(path) }
@@ -40,21 +43,58 @@ package final class ServiceSocket {
         let directory = ServicePath.directory(of: path)
         ownsDirectory = ServicePath.isPrivateDirectory(directory)
         lock = try ServiceSocket.takeLock(path, privateDirectory: ownsDirectory ? directory : nil)
+        for name in [path, "\(path).new"] {
+            if let complaint = ServiceSocket.complaint(about: name) {
+                unlink(ServiceSocket.lockPath(path))
+                throw complaint
+            }
+        }
         let flags = Int32(SOCK_SEQPACKET.rawValue) | Int32(SOCK_NONBLOCK.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
         do throws(SystemError) {
             socket = try .checked(ss_sys_socket(AF_UNIX, flags, 0), "socket")
             let raw = socket.raw
             let temporary = "\(path).new"
             unlink(temporary)
-            try SystemError.check(withUnixAddress(temporary) { ss_sys_bind(raw, $0, $1) } ?? -Int(ENAMETOOLONG), "bind")
-            if chmod(temporary, geteuid() == 0 ? 0o666 : 0o600) != 0 { throw SystemError(call: "chmod", code: errno) }
+            // Made with its mode: in a directory that is another user's, chmod could be led to any file.
+            let mask = umask(geteuid() == 0 ? 0o111 : 0o177)
+            let bound = withUnixAddress(temporary) { ss_sys_bind(raw, $0, $1) } ?? -Int(ENAMETOOLONG)
+            umask(mask)
+            try SystemError.check(bound, "bind")
             try SystemError.check(ss_sys_listen(raw, 4096), "listen")
+            guard let made = Node(of: temporary) else { throw SystemError(call: "lstat", code: ENOENT) }
+            node = made
             if rename(temporary, path) != 0 { throw SystemError(call: "rename", code: errno) }
         } catch {
             unlink("\(path).new")
             unlink(ServiceSocket.lockPath(path))
             throw .system(path, error)
         }
+    }
+
+    /// One entry of the file system.
+    private struct Node: Equatable {
+        let device: UInt64
+        let number: UInt64
+        let type: UInt32
+
+        init?(of path: String) {
+            var status = stat()
+            guard lstat(path, &status) == 0 else { return nil }
+            (device, number, type) = (UInt64(status.st_dev), UInt64(status.st_ino), status.st_mode & S_IFMT)
+        }
+    }
+
+    /// What keeps `path` from being replaced; nil: nothing is there, or what a dead service left.
+    private static func complaint(about path: String) -> Refusal? {
+        guard let node = Node(of: path) else { return nil }
+        guard node.type == S_IFSOCK else { return .badPath("\(path) exists, and is no socket") }
+        let flags = Int32(SOCK_SEQPACKET.rawValue) | Int32(SOCK_NONBLOCK.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
+        let raw = ss_sys_socket(AF_UNIX, flags, 0)
+        guard raw >= 0 else { return .system(path, SystemError(call: "socket", code: Int32(-raw))) }
+        let probe = Descriptor(Int32(raw))
+        // Refused: nobody listens. Any other answer is of somebody who lives; EPROTOTYPE of one who speaks otherwise.
+        let result = withUnixAddress(path) { ss_sys_connect(probe.raw, $0, $1) } ?? -Int(ENAMETOOLONG)
+        return result == -Int(ECONNREFUSED) ? nil : .badPath("\(path) is another program's socket")
     }
 
     /// The lock file may be removed by its holder, who is about to end, between our open and our lock: then the lock is
@@ -76,6 +116,10 @@ package final class ServiceSocket {
                 throw .system(lockPath(path), SystemError(call: "open", code: errno))
             }
             let lock = Descriptor(raw)
+            var found = stat()
+            guard fstat(raw, &found) == 0, found.st_mode & S_IFMT == S_IFREG, found.st_size == 0 else {
+                throw .badPath("\(lockPath(path)) exists, and is no lock file")
+            }
             if flock(raw, LOCK_EX | LOCK_NB) != 0 {
                 if errno == EWOULDBLOCK { throw .running(path: path) }
                 throw .system(lockPath(path), SystemError(call: "flock", code: errno))
@@ -103,7 +147,8 @@ package final class ServiceSocket {
 
     /// Removes every name. The service is over afterwards.
     package func remove() {
-        unlink(isPublished ? path : temporaryPath)
+        let name = isPublished ? path : temporaryPath
+        if Node(of: name) == node { unlink(name) }
         unlink(lockPath)
         if ownsDirectory { rmdir(ServicePath.directory(of: path)) }
     }

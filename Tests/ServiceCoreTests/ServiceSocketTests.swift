@@ -63,6 +63,50 @@ import Testing
         #expect(directory.isEmpty)
     }
 
+    @Test("What is no dead service's is neither replaced nor removed", arguments: ["", ".new", ".lock"])
+    func notOurs(suffix: String) throws {
+        let directory = try Directory()
+        let path = directory.path + "/s"
+        let name = path + suffix
+        // A file.
+        let file = try #require(fopen(name, "w"))
+        fputs("precious", file)
+        fclose(file)
+        #expect(throws: ServiceSocket.Refusal.self) { try ServiceSocket(path: path) }
+        var status = stat()
+        #expect(lstat(name, &status) == 0 && status.st_size == 8)
+        unlink(name)
+        // A link, whether or not it leads anywhere.
+        #expect(symlink("/no/such/file", name) == 0)
+        #expect(throws: ServiceSocket.Refusal.self) { try ServiceSocket(path: path) }
+        #expect(lstat(name, &status) == 0 && status.st_mode & S_IFMT == S_IFLNK)
+        unlink(name)
+        // Another program's socket.
+        let other = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        #expect(withUnixAddress(name) { ss_sys_bind(other, $0, $1) } == 0 && listen(other, 1) == 0)
+        #expect(throws: ServiceSocket.Refusal.self) { try ServiceSocket(path: path) }
+        #expect(lstat(name, &status) == 0 && status.st_mode & S_IFMT == S_IFSOCK)
+        close(other)
+        unlink(name)
+        #expect(directory.isEmpty)
+    }
+
+    @Test("Everybody may talk to root's service, only their own user to others'; what took its place is left alone")
+    func modeAndRemoval() throws {
+        let directory = try Directory()
+        let path = directory.path + "/s"
+        let service = try ServiceSocket(path: path)
+        var status = stat()
+        #expect(lstat(path, &status) == 0 && status.st_mode & 0o777 == (geteuid() == 0 ? 0o666 : 0o600))
+        unlink(path)
+        let file = try #require(fopen(path, "w"))
+        fclose(file)
+        service.remove()
+        #expect(access(path, F_OK) == 0)
+        unlink(path)
+        #expect(directory.isEmpty)
+    }
+
     @Test("Paths that cannot be", arguments: ["relative", "/" + String(repeating: "x", count: 120), "/no/such/directory/s"])
     func badPaths(path: String) {
         #expect(throws: ServiceSocket.Refusal.self) { try ServiceSocket(path: path) }
