@@ -208,7 +208,10 @@ struct EpollWaiter {
         if !one.has(Registration.State.dual) {
             // Plain, and one-shot now or once: it may have fired.
             guard one.has(Registration.State.tagged), !Tag.isDoorbell(tag) else { return nil }
-            if current, one.isOneShot { one.insert(Registration.State.disabled) }
+            if current, one.isOneShot {
+                if one.has(Registration.State.disabled) { return nil }
+                one.insert(Registration.State.disabled)
+            }
             return one.data
         }
         guard current else { return nil }

@@ -69,6 +69,12 @@ extension ReadinessRoot {
     private func restoreKernel(_ index: UInt32, through set: Int32) {
         let one = registration(index)
         if one.isOneShot { one.insert(Registration.State.tagged) }
+        let container = self.set(Int(one.set))
+        if one.has(Registration.State.disabled), container.has(EpollSet.Flags.shared), !container.has(EpollSet.Flags.nested) {
+            // A relative has the kernel's set, too, and may go on with this registration: it stays, edge-triggered and ours, and
+            // what it reports is nobody's until the program changes it.
+            return
+        }
         if one.has(Registration.State.disabled) {
             // The kernel cannot be told "fired": it would still report errors.
             _ = ss_sys_epoll_ctl(set, ControlOperation.delete, one.descriptor, nil)
