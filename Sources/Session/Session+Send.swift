@@ -84,13 +84,15 @@ extension Session {
             local.invitation.load() == Invitation.toCompanion, !sendNeedsTCP, !wantsTCP,
             now &- connection.pointee.lastPeerCheck < Session.peerCheckCycles
         else { return 0 }
+        // A ring that proved too small takes nothing more until it is empty, as `looksWritable` says.
+        guard slot.sendFullCount.loadRelaxed() < Session.fullsBeforeWidening else { return 0 }
         let position = slot.sendPosition.loadRelaxed()
         let size = slot.sendRingBytes.loadRelaxed()
         var used = position &- slot.sendCredit.loadRelaxed()
         if used > size || size &- used < UInt64(count) {
             let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
             used = position &- credit
-            guard used <= size, slot.sendFullCount.loadRelaxed() < Session.fullsBeforeWidening else { return 0 }
+            guard used <= size else { return 0 }
             slot.sendCredit.storeRelaxed(credit)
             if size &- used < UInt64(count) { return 0 }
         }

@@ -342,6 +342,22 @@ extension SessionTests {
             }
         }
 
+        @Test("A ring that is to be widened when it is empty takes nothing before, and is writable with the next byte")
+        func emptyBeforeWidening() throws {
+            try withPair(.sharedMemory, ringBytes: 4096) { pair in
+                let pattern = StreamPattern(11)
+                #expect(pair.a.send(pattern.bytes(at: 0), 5000, Int(MSG_DONTWAIT)) == 4096)
+                let buffer = Buffer(4096)
+                #expect(pair.b.receive(buffer.bytes, 1000, 0) == 1000)
+                #expect(say(pair.a, "too long", Int(MSG_DONTWAIT)) == -Int(EAGAIN))
+                #expect(pair.b.receive(buffer.bytes, 4096, 0) == 3096)
+                #expect(say(pair.a, "x") == 1)
+                #expect(pair.a.session.readiness(pair.a.fd, UInt32(POLLOUT)) == UInt32(POLLOUT))
+                #expect(pair.a.slot.sendRingBytes.load() == 16384)
+                #expect(hear(pair.b, 1) == "x")
+            }
+        }
+
         @Test("Small after large, many pieces, zero bytes", arguments: ProviderUnderTest.allCases)
         func mixedSizes(_ provider: ProviderUnderTest) throws {
             try withPair(provider) { pair in
