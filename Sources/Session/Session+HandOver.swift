@@ -274,12 +274,17 @@ extension Session {
 
     /// The process is about to end without closing the socket: a close as far as the peer's rewinds are concerned.
     /// `isLast`: no other process holds the socket. `closes`: nothing but the end of the process can follow. Then the kernel's
-    /// close must reset the connection if bytes lie unread in the ring, as it does if some lie in its own queue.
+    /// close must reset the connection if bytes lie unread in the ring, as it does if some lie in its own queue; and the peer,
+    /// which asks the kernel now and then only, must hear that nobody reads any more: what it sends next deserves a reset.
     package func settleBeforeExit(isLast: Bool, closes: Bool) {
         waitForBacklog(isLast: isLast)
         guard closes, isLast, enterWatch() else { return }
         defer { leaveWatch(0) }
         if hasUnread { Session.resetOnClose(connection.pointee.descriptor) }
+        remote.endFlags.store(EndFlags.halfClosed | EndFlags.closed)
+        guard let writer = connection.pointee.writer else { return ringSender() }
+        writer.publish(line: 3, rings: true)
+        _ = writer.flush(upTo: slot.sendPosition.loadRelaxed())
     }
 
     /// Before the end of the sending direction is published: says that it is near, and looks for a rewind for the last time.

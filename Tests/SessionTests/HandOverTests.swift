@@ -155,6 +155,20 @@ extension SessionTests {
             }
         }
 
+        @Test("What is sent to a peer that exits is the kernel's to answer, at once", arguments: ProviderUnderTest.allCases)
+        func sentToAnExit(_ provider: ProviderUnderTest) throws {
+            try withPair(provider) { pair in
+                // From now on it would not ask the kernel for some milliseconds.
+                #expect(say(pair.b, "hello") == 5 && hear(pair.a, 5) == "hello")
+                pair.a.session.settleBeforeExit(isLast: true, closes: true)
+                // (A remote write may take its time.)
+                let deadline = ss_monotonic_ns() + 5_000_000_000
+                while pair.b.session.isInvited, pair.b.session.local.endFlags.load() == 0, ss_monotonic_ns() < deadline { sched_yield() }
+                #expect(say(pair.b, "late") == 4)
+                #expect(hearRaw(pair.a, 4) == "late")
+            }
+        }
+
         @Test("A hand-over before the peer was ever invited, and one before it has followed the way there",
               arguments: ProviderUnderTest.allCases)
         func early(_ provider: ProviderUnderTest) throws {
