@@ -54,6 +54,13 @@ extension Session {
         if waits { awaitTCP(fd, Int16(POLLIN) | Int16(POLLRDHUP), Session.rewoundNanoseconds) }
     }
 
+    /// Nothing of either direction is left on the companion, or owed to the peer.
+    package var isBackOnTCP: Bool {
+        guard enterWatch() else { return false }
+        defer { leaveWatch(0) }
+        return receivesOnTCP && sendsOnTCP && local.cutCount.load() == slot.receiveCuts.load() && !hasBacklog
+    }
+
     private static var decisionNanoseconds: UInt64 { 5_000_000 }
     private static var rewoundNanoseconds: UInt64 { 5_000_000 }
     static var backlogPatienceNanoseconds: UInt64 { 1_000_000_000 }

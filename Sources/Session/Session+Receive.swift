@@ -14,7 +14,7 @@ extension Session {
         if total == 0 { return receiveNothing(fd, message, flags) }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
         let peeks = flags & Int32(MSG_PEEK) != 0
-        let wantsAll = flags & Int32(MSG_WAITALL) != 0 && !nonBlocking
+        let least = nonBlocking ? 1 : flags & Int32(MSG_WAITALL) != 0 ? total : lowWaterMark(fd)
         var wait = WaitState(slot)
         var fd = fd
         var done = 0
@@ -32,7 +32,7 @@ extension Session {
             slot.receiveLock.unlock()
             if result > 0 {
                 done = peeks ? result : done &+ result
-                if !wantsAll || done >= total || cursor.isBad { return done }
+                if done >= min(least, total) || cursor.isBad { return done }
                 if !peeks { continue }
                 // What was seen is still there: it is looked at anew when there may be more, if there can be more.
                 if has(Slot.Flags.tcpEnded | Slot.Flags.readShutDown) || endsHere(fd) { return done }
@@ -47,6 +47,14 @@ extension Session {
             if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
             fd = connection.pointee.descriptor
         }
+    }
+
+    /// SO_RCVLOWAT. A socket with such a mark is handed over, unless that was refused.
+    private func lowWaterMark(_ fd: Int32) -> Int {
+        guard has(Slot.Flags.owesHandOver) else { return 1 }
+        var bytes: Int32 = 1
+        var length = UInt32(MemoryLayout<Int32>.size)
+        return ss_sys_getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, &length) == 0 ? Int(max(bytes, 1)) : 1
     }
 
     /// A receive into no room waits for data, too, and leaves them. The kernel looks at nothing after its first sleep: a

@@ -55,6 +55,8 @@ package struct Slot {
         package static var resetSeen: UInt64 { 256 }
         /// The program has shut its sending direction down, and the FIN waits for the backlog before it.
         package static var owesFIN: UInt64 { 512 }
+        /// A hand-over was refused while bytes lay unread: it is asked for again when the program has read them.
+        package static var owesHandOver: UInt64 { 1024 }
         /// A process that the family's table does not know may use the socket, for as long as it exists.
         package static var strangers: UInt64 { 1 << 16 }
         /// Several processes of the family have waited for it in one epoll set.

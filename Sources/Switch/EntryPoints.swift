@@ -209,7 +209,9 @@ package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ co
             return result
         }
     }
-    return session.receive(fd, buffer, count, flags)
+    let result = session.receive(fd, buffer, count, flags)
+    if session.has(Slot.Flags.owesHandOver) { handOverAgain(fd, session) }
+    return result
 }
 
 /// sendmsg, writev, sendto with an address.
@@ -240,7 +242,9 @@ package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<m
             return result
         }
     }
-    return session.receive(fd, message, flags)
+    let result = session.receive(fd, message, flags)
+    if session.has(Slot.Flags.owesHandOver) { handOverAgain(fd, session) }
+    return result
 }
 
 /// What recvmmsg looks at before its first message: 0, or the error that waits.
@@ -338,6 +342,8 @@ private func addsControlMessages(_ level: Int32, _ name: Int32) -> Bool {
 
 /// Everybody waits for one byte; and what is turned off needs nobody.
 private func isOrdinary(_ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Bool {
+    // Too short: EINVAL.
+    if level == SOL_SOCKET, length < 4 { return true }
     var number: Int32 = 0
     guard level == SOL_SOCKET && name == SO_RCVLOWAT || addsControlMessages(level, name), length >= 4,
         ss_copy_program_memory(&number, value, 4) == 0

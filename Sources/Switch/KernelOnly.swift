@@ -30,13 +30,27 @@ package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver) -> Bool
         // Unless the session came up at this moment.
         if !session.isDual { return true }
     }
-    guard session.handOver(fd, reason) else { return false }
+    // The kernel has told of a reset and will not again: only the session can tell the program.
+    let mayGo = reason != .unsupportedOption || !session.has(Slot.Flags.resetSeen)
+    guard mayGo, session.handOver(fd, reason) else {
+        session.slot.flags.setBits(Slot.Flags.owesHandOver)
+        return false
+    }
+    session.slot.flags.clearBits(Slot.Flags.owesHandOver)
     session.slot.mode.storeSequential(Slot.Mode.plain)
     session.ringOurselves()
     readinessBecamePlain(index)
     // A peer in this process may be this very thread.
     if session.connection.pointee.peerIsHere { serveOtherEnd(of: session.slot) } else { session.awaitRewound(fd) }
     return true
+}
+
+/// After a receive on a socket whose hand-over was refused: asks again if there is no more reason to refuse it, so that what
+/// only the kernel's stream has (an option that was set meanwhile, what another program reads) is there from now on.
+@inline(never)
+func handOverAgain(_ fd: Int32, _ session: Session) {
+    guard session.isDual, session.isBackOnTCP else { return }
+    _ = switchHandOver(fd, Reason(rawValue: session.slot.reason.load()) ?? .handedOver)
 }
 
 /// The program is about to use the descriptor by a call that reaches the kernel past the switch (fdopen, splice).
