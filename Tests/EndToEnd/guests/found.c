@@ -36,13 +36,13 @@ static void errors_after_bytes(void) {
 
 // The reset that a look ahead has met is shown until a call has told of it, whichever that is.
 static void resets(void) {
-    for (int way = 0; way < 5; way++) {
+    for (int way = 0; way < 6; way++) {
         struct ends e = make_ends();
         if (way == 4) SHOW(shutdown(e.client, SHUT_RD));
         if (write(e.client, "unread", 6) != 6 || write(e.server, "seen", 4) != 4) fail("write");
         close(e.server);
         await_events(e.client, POLLERR);
-        SHOW(way == 4 ? recv(e.client, bytes, 5, MSG_WAITALL) : recv(e.client, bytes, 4, 0));
+        SHOW(way >= 4 ? recv(e.client, bytes, 5, MSG_WAITALL) : recv(e.client, bytes, 4, 0));
         SHOW(revents(e.client));
         int error = 0;
         socklen_t length = sizeof error;
@@ -50,6 +50,7 @@ static void resets(void) {
         if (way == 1) SHOW(send(e.client, bytes, 0, MSG_NOSIGNAL));
         if (way == 2) SHOW(getsockopt(e.client, SOL_SOCKET, SO_ERROR, &error, &length)), SHOW(error);
         if (way == 3) SHOW(recv(e.client, bytes, 4, MSG_WAITALL));
+        if (way == 5) SHOW(setsockopt(e.client, SOL_SOCKET, SO_RCVLOWAT, &(int){2}, sizeof(int)));
         SHOW(revents(e.client));
         SHOW(recv(e.client, bytes, 4, 0));
         close(e.client);
@@ -161,6 +162,41 @@ static void registrations_across_fork(void) {
     close_ends(e);
 }
 
+// A one-shot registration that has fired stays the parent's to change and to delete when a child hands the socket over.
+static void one_shots_across_fork(void) {
+    for (int way = 0; way < 2; way++) {
+        struct ends e = make_ends();
+        int set = epoll_create1(EPOLL_CLOEXEC), one = 1;
+        struct epoll_event event = {EPOLLIN | EPOLLONESHOT, {.u32 = 7}}, got = {0};
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &event));
+        SHOW(write(e.client, "hello", 5));
+        SHOW(epoll_wait(set, &got, 1, 5000));
+        pid_t pid = fork();
+        if (pid == 0) {
+            setsockopt(e.server, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one);
+            _exit(0);
+        }
+        waitpid(pid, NULL, 0);
+        SHOW(write(e.client, "hello", 5));
+        SHOW(epoll_wait(set, &got, 1, 0));
+        if (way == 0) {
+            event.data.u32 = 8;
+            SHOW(epoll_ctl(set, EPOLL_CTL_MOD, e.server, &event));
+            SHOW(epoll_wait(set, &got, 1, 5000));
+            SHOW(got.data.u32);
+            SHOW(recv(e.server, bytes, 10, MSG_WAITALL));
+            SHOW(epoll_ctl(set, EPOLL_CTL_MOD, e.server, &event));
+            SHOW(epoll_wait(set, &got, 1, 0));
+            SHOW(write(e.client, "hello", 5));
+            SHOW(epoll_wait(set, &got, 1, 5000));
+        }
+        SHOW(epoll_ctl(set, EPOLL_CTL_DEL, e.server, NULL));
+        SHOW(epoll_ctl(set, EPOLL_CTL_DEL, e.server, NULL));
+        close(set);
+        close_ends(e);
+    }
+}
+
 // What is unread cannot be sent again over TCP to a socket that has shut down both halves: it would be answered by a reset.
 static void options_after_shutdown(void) {
     struct ends e = make_ends();
@@ -222,6 +258,68 @@ static void up_to_a_mark(void) {
     }
 }
 
+// The kernel answers what is sent to a process that has ended with a reset, however soon it is sent.
+static void sent_to_the_dead(void) {
+    for (int i = 0; i < 10; i++) {
+        struct ends e = make_ends();
+        int pipes[2];
+        if (pipe(pipes) < 0) fail("pipe");
+        pid_t pid = fork();
+        if (pid == 0) {
+            close(e.client);
+            if (read(pipes[0], bytes, 1) != 1) _exit(1);
+            exit(0);
+        }
+        close(e.server);
+        if (write(pipes[1], "x", 1) != 1) fail("write");
+        waitpid(pid, NULL, 0);
+        SHOW(send(e.client, bytes, 100, MSG_NOSIGNAL));
+        await_events(e.client, POLLERR);
+        SHOW(revents(e.client));
+        close(e.client);
+        close(pipes[0]);
+        close(pipes[1]);
+    }
+}
+
+// Options that need the kernel's stream, set when it cannot be had yet, since unread bytes lie before it.
+static void options_in_between(void) {
+    struct ends e = make_ends();
+    int one = 1, six = 6;
+    if (write(e.client, "ring", 4) != 4) fail("write");
+    await_events(e.server, POLLIN);
+    SHOW(setsockopt(e.client, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one));
+    SHOW(setsockopt(e.server, SOL_SOCKET, SO_RCVLOWAT, &six, sizeof six));
+    pid_t pid = fork();
+    if (pid == 0) {
+        usleep(50000);
+        _exit(write(e.client, "kernel", 6) != 6);
+    }
+    SHOW(recv(e.server, bytes, 100, 0));
+    waitpid(pid, NULL, 0);
+    // From here on it is the kernel's.
+    SHOW(write(e.client, "five.", 5));
+    SHOW(revents(e.server));
+    SHOW(write(e.client, "nine", 4));
+    await_events(e.server, POLLIN);
+    SHOW(revents(e.server));
+    SHOW(recv(e.server, bytes, 100, 0));
+    close_ends(e);
+    e = make_ends();
+    if (write(e.client, "ring", 4) != 4) fail("write");
+    await_events(e.server, POLLIN);
+    SHOW(setsockopt(e.client, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one));
+    SHOW(setsockopt(e.server, IPPROTO_TCP, 36 /* TCP_INQ */, &one, sizeof one));
+    SHOW(recv(e.server, bytes, 100, 0));
+    SHOW(write(e.client, "counted", 7));
+    char control[256];
+    struct iovec piece = {bytes, 100};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    SHOW(recvmsg(e.server, &message, 0));
+    SHOW(message.msg_controllen > 0);
+    close_ends(e);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -231,9 +329,12 @@ int main(int count, char **arguments) {
     CASE(unread_at_exit);
     CASE(resets_at_once);
     CASE(registrations_across_fork);
+    CASE(one_shots_across_fork);
     CASE(options_after_shutdown);
     CASE(looking_at_a_reset);
     CASE(up_to_a_mark);
+    CASE(sent_to_the_dead);
+    CASE(options_in_between);
     printf("%d different\n", failures);
     return failures != 0;
 }
