@@ -88,6 +88,25 @@ static bool still_differs(const bool *enabled, int tries) {
     return false;
 }
 
+/// What the last run that differed said, since the next one with the same steps need not.
+static struct {
+    bool enabled[MAXIMUM_STEPS];
+    char verdict[sizeof((struct shared *)0)->verdict], results[MAXIMUM_STEPS][256];
+    int failedStep;
+} seen;
+static void note_difference(void) {
+    memcpy(seen.enabled, shared->enabled, sizeof seen.enabled);
+    memcpy(seen.verdict, shared->verdict, sizeof seen.verdict);
+    memcpy(seen.results, shared->results, sizeof seen.results);
+    seen.failedStep = shared->failedStep;
+}
+static void recall_difference(void) {
+    memcpy(shared->enabled, seen.enabled, sizeof seen.enabled);
+    memcpy(shared->verdict, seen.verdict, sizeof seen.verdict);
+    memcpy(shared->results, seen.results, sizeof seen.results);
+    shared->failedStep = seen.failedStep;
+}
+
 /// Leaves out steps as long as the difference stays: large groups first, then smaller ones.
 static void shrink(unsigned seconds) {
     uint64_t deadline = now_us() + seconds * 1000000ull;
@@ -95,18 +114,13 @@ static void shrink(unsigned seconds) {
     int count = shared->plan.count;
     memcpy(best, shared->enabled, sizeof best);
     for (int i = shared->failedStep + 1; i < count; i++) best[i] = false;
-    char first[sizeof shared->verdict], results[sizeof shared->results];
-    int firstStep = shared->failedStep;
-    memcpy(first, shared->verdict, sizeof first);
-    memcpy(results, shared->results, sizeof results);
+    note_difference();
     if (!still_differs(best, 20)) {
         printf("   (it did not come again in twenty runs: a matter of timing)\n");
-        memcpy(shared->enabled, best, sizeof best);
-        memcpy(shared->verdict, first, sizeof first);
-        memcpy(shared->results, results, sizeof results);
-        shared->failedStep = firstStep;
+        recall_difference();
         return;
     }
+    note_difference();
     for (int group = count / 2; group >= 1; group /= 2) {
         bool progress = true;
         while (progress && now_us() < deadline) {
@@ -116,13 +130,13 @@ static void shrink(unsigned seconds) {
                 memcpy(candidate, best, sizeof best);
                 for (int i = start; i < start + group && i < count; i++) any |= candidate[i], candidate[i] = false;
                 if (!any || !still_differs(candidate, 2)) continue;
+                note_difference();
                 memcpy(best, candidate, sizeof best);
                 progress = group == 1;
             }
         }
     }
-    still_differs(best, 5);
-    memcpy(shared->enabled, best, sizeof best);
+    recall_difference();
 }
 
 static int examine(uint64_t seed, const char *only, unsigned shrinkSeconds, const char *self) {

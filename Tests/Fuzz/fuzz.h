@@ -99,7 +99,7 @@ struct outcome {
     int64_t value;
     int32_t error, signals, extras;
     int32_t extra[EXTRAS];
-    bool skipped, wrongBytes, isAmountFree, waited, onCompanion, carried;
+    bool skipped, wrongBytes, isAmountFree, waited, onCompanion, carried, unacknowledged;
     uint64_t moved;
 };
 
@@ -116,6 +116,8 @@ struct end {
     // A send took less than it was given, and no edge has told of room since; much was under way since the last edge; the
     // registration (the step that made it) has told of room.
     bool full, crowded, toldRoom[MAXIMUM_STEPS];
+    // How much the peer had sent when the registration last told of data.
+    uint64_t toldData[MAXIMUM_STEPS];
     // More than `limit` has been under way since nothing was: the ring waits until it is empty, to be widened. More than
     // `limit` has been under way to this end since an edge told of data.
     bool widens, flooded;
@@ -153,7 +155,7 @@ struct shared {
     const char *phase;
     bool toggled, timed, stamped, differs, isError;
     int failedStep;
-    char verdict[4096], detail[300];
+    char verdict[4096], detail[300], room[WORLDS][200];
     char results[MAXIMUM_STEPS][256];
     struct statistics statistics;
 };
@@ -178,6 +180,7 @@ void take_view(int world, int end, int actor, struct view *);
 bool drain(int world, int end, int actor);
 uint64_t kernel_written(int fd);
 int kernel_state(int fd);
+void describe_room(int fd, char *text, size_t size);
 
 // oracle.c
 uint64_t under_way(int world, int sender);

@@ -19,14 +19,17 @@
 //     may at a segment's end, and FIONREAD may speak of it alone. What it returns is counted (splits), never zero.
 //  4. An edge-triggered epoll set may report an edge more, with events that are true. None less, except the edges of what
 //     is open by 1: room, if a send here has not been told since that there was none; data, while much is under way. (TCP
-//     repeats that there is room when something else has happened, also when that is over; and of everything
-//     after SO_RCVLOWAT, SO_SNDBUF, TCP_NOTSENT_LOWAT.)
+//     repeats that there is room when something else has happened, also when that is over, and with room it repeats what
+//     there is to read; and of everything after SO_RCVLOWAT, SO_SNDBUF, TCP_NOTSENT_LOWAT.)
 //  5. FIN_WAIT1 and FIN_WAIT2 are one state (the acknowledgement may be delayed), and so are LAST_ACK, CLOSING, TIME_WAIT
 //     and CLOSE.
 //  6. With SO_RCVTIMEO or SO_SNDTIMEO near the time of a signal either of EAGAIN and EINTR.
 //  7. Bytes that lay in the ring when their receiver gives it up for good (splice) are late until the sender's next call:
-//     the splice is made again after that. Where they cannot be sent again, splice answers EINVAL, and the fuzzer
-//     copies, as programs do.
+//     the splice is made again after that if it got nothing, and the rest is drained if it got a part. Where they cannot be
+//     sent again, splice answers EINVAL, and the fuzzer copies, as programs do.
+//  8. Without TCP_NODELAY what is sent may wait until what was sent before it has been acknowledged, up to 40 ms, and so may
+//     the reset that answers it: of several messages of one call the second one may meet it or not. So only one is sent to
+//     an end that has shut down both halves.
 #include "fuzz.h"
 #include <stdarg.h>
 
@@ -55,8 +58,11 @@ static bool compare_free(const struct step *step, const struct outcome *native, 
     if ((native->value > 0) == (switched->value > 0) && native->error == switched->error) return true;
     if (native->value <= 0 && switched->value <= 0 && may_wait_differently(native->error) && may_wait_differently(switched->error))
         return true;
-    // Who waits for room has not looked at the memory yet.
+    // Who waits for room has not looked at the memory yet, and who waits for data not at how much was wanted.
     if (native->error == EFAULT && is_send(step) && may_wait_differently(switched->error)) return under_way(SWITCHED, step->end) > 0;
+    if (is_send(step) && may_wait_differently(native->error) && switched->error == EFAULT) return under_way(NATIVE, step->end) > 0;
+    if (is_receive(step) && step->size == 0 && native->value == 0 && may_wait_differently(switched->error))
+        return shared->ends[NATIVE][step->end].limit < 1000;
     if (is_receive(step) && may_wait_differently(native->error) && (switched->error == EFAULT || switched->value == 0)) return true;
     if (is_receive(step) && native->error == EFAULT && may_wait_differently(switched->error))
         return shared->ends[NATIVE][step->end].limit < 1000;
@@ -66,9 +72,10 @@ static bool compare_free(const struct step *step, const struct outcome *native, 
     // With small buffers bytes are on their way for long.
     if (is_receive(step) && native->value > 0 && may_wait_differently(switched->error) && shared->ends[NATIVE][step->end].limit < 1000)
         return true;
-    if (step->memory == HALF) return native->error == EFAULT || switched->error == EFAULT;
+    if (step->memory == HALF && (native->error == EFAULT || switched->error == EFAULT)) return true;
     if (native->value > 0) {
-        return is_send(step) && may_wait_differently(switched->error) && under_way(SWITCHED, step->end) > 0;
+        // What has arrived takes room until it is acknowledged.
+        return is_send(step) && may_wait_differently(switched->error) && (under_way(SWITCHED, step->end) > 0 || switched->unacknowledged);
     }
     return may_wait_differently(native->error);
 }
@@ -89,6 +96,7 @@ static uint32_t open_events(int end) {
     // The end comes behind it.
     if (under_way(NATIVE, 1 - end) > limit) open |= POLLRDHUP;
     if (limit < 1000 && under_way(NATIVE, 1 - end) > limit) open |= POLLIN | POLLRDNORM;
+    if (shared->ends[NATIVE][end].lags && under_way(NATIVE, 1 - end) > 0) open |= POLLIN | POLLRDNORM;
     return open;
 }
 
@@ -105,7 +113,7 @@ static bool compare_waits(const struct step *step, const struct outcome *native,
 }
 
 static bool compare_edges(const struct step *step, const struct outcome *native, const struct outcome *switched) {
-    enum { ROOM = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND };
+    enum { ROOM = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND, DATA = EPOLLIN | EPOLLRDNORM };
     struct end *mine = &shared->ends[NATIVE][step->end], *ours = &shared->ends[SWITCHED][step->end];
     int32_t open = (int32_t)open_events(step->end);
     if (mine->flooded) open |= EPOLLIN | EPOLLRDNORM;
@@ -113,12 +121,18 @@ static bool compare_edges(const struct step *step, const struct outcome *native,
     bool hasRoom = !ours->full, wasCrowded = mine->crowded;
     for (int i = 0; i < native->extras; i++)
         if (native->extra[i] & ROOM) mine->crowded = false;
+    uint64_t came = shared->ends[SWITCHED][1 - step->end].sent, told[MAXIMUM_STEPS];
+    memcpy(told, ours->toldData, sizeof told);
+    for (int i = 0; i < switched->extras; i++)
+        if (switched->extra[i] & DATA) ours->toldData[(uint32_t)switched->extra[i] >> 24] = came;
     for (int i = 0; i < switched->extras; i++)
         if (switched->extra[i] & ROOM) ours->full = false, ours->toldRoom[(uint32_t)switched->extra[i] >> 24] = true;
     for (int i = 0; i < native->extras; i++) {
         uint32_t registration = (uint32_t)native->extra[i] >> 24;
         bool isEdge = shared->plan.steps[registration].a & EDGE_BIT;
         int32_t mayMiss = open | (isEdge && hasRoom && (wasCrowded || ours->toldRoom[registration]) ? ROOM : 0);
+        // With an edge of room comes what is there to read, though it has been told.
+        if (isEdge && native->extra[i] & ROOM & mayMiss && came > 0 && told[registration] == came) mayMiss |= DATA;
         if (isEdge && mine->retold) continue;
         if (!(native->extra[i] & 0xffffff & ~mayMiss)) continue;
         int at = 0;
@@ -186,12 +200,13 @@ static int merged(int state) {
 }
 
 bool views_agree(int end, const struct view *native, const struct view *switched, bool isLate, bool isLast) {
-    int open = (int)open_events(end);
     bool isFlooded = under_way(NATIVE, 1 - end) > shared->ends[NATIVE][end].limit, queueIsOpen = isFlooded;
     if (isLate && shared->toggled && switched->queued > 0 && switched->queued < native->queued) queueIsOpen = true;
     // Of what was dropped for want of memory TCP sends some again after seconds only.
-    if (isLate && native->queued < switched->queued && (uint64_t)switched->queued == under_way(NATIVE, 1 - end))
+    if (isLate && native->open && native->queued >= 0 && (uint64_t)native->queued < under_way(NATIVE, 1 - end)
+        && native->queued < switched->queued && (uint64_t)switched->queued <= under_way(SWITCHED, 1 - end))
         queueIsOpen = shared->ends[NATIVE][end].lags = true;
+    int open = (int)open_events(end);
     bool agree = native->open == switched->open && (native->events & ~open) == (switched->events & ~open)
         && (queueIsOpen || native->queued == switched->queued) && (isFlooded || merged(native->state) == merged(switched->state));
     if (!agree && isLast)

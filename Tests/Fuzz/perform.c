@@ -128,6 +128,18 @@ int kernel_state(int fd) {
     return tcp_info(fd, &info, &length) ? info.tcpi_state : -1;
 }
 
+/// Why the kernel has room to send, or has not.
+void describe_room(int fd, char *text, size_t size) {
+    uint32_t memory[9] = {0};  // SK_MEMINFO_VARS
+    socklen_t length = sizeof memory;
+    calls[NATIVE].getsockopt(fd, SOL_SOCKET, SO_MEMINFO, memory, &length);
+    struct counters counters = {0};
+    length = sizeof counters;
+    calls[NATIVE].getsockopt(fd, IPPROTO_TCP, TCP_INFO, &counters, &length);
+    snprintf(text, size, "%u bytes queued in %u of %u, %u unacknowledged, %u not sent, cwnd %u", memory[5], memory[2], memory[3],
+             counters.known.tcpi_unacked, counters.notSent, counters.known.tcpi_snd_cwnd);
+}
+
 // MARK: Sending
 
 static int descriptor_of(const struct step *step, int world, int actor) {
@@ -235,7 +247,10 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
     stop_ticking();
     out->waited = step->restarts && out->error == EINTR && interruptions >= (options.noExactRestarts ? 2 : 3);
     out->signals = pipes;
-    if (out->error == EAGAIN || (out->value >= 0 && (uint64_t)moved < size * count)) end->full = true;
+    bool isPart = out->value >= 0 && (uint64_t)moved < size * count && step->memory == GOOD;
+    if (out->error == EAGAIN || isPart) end->full = true;
+    int held = 0;
+    if (out->error) out->unacknowledged = calls[NATIVE].ioctl(fd, TIOCOUTQ, &held) == 0 && held > 0;
     if (moved > 0) {
         end->sent += (uint64_t)moved;
         out->moved = (uint64_t)moved;

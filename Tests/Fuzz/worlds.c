@@ -102,6 +102,7 @@ static void act(const struct command *command, int actor) {
         struct pollfd entry = {ends[command->end].descriptor[actor][0], POLLOUT, 0};
         for (int i = 1; entry.fd < 0 && i < MAXIMUM_ALIASES; i++) entry.fd = ends[command->end].descriptor[actor][i];
         shared->outcome[world].value = calls[world].poll(&entry, 1, command->index);
+        describe_room(entry.fd, shared->room[world], sizeof shared->room[world]);
         break;
     }
     default: break;
@@ -253,7 +254,8 @@ static bool has_room_in_time(const struct step *step) {
     // It went over to TCP's buffers.
     shared->toggled = true;
     if (shared->outcome[SWITCHED].value == 1) return true;
-    differ("EAGAIN, and no room within five seconds, where TCP has some");
+    differ("EAGAIN, and no room within five seconds, where TCP has some. TCP: %s; the switch: %s", shared->room[NATIVE],
+           shared->room[SWITCHED]);
     return false;
 }
 
@@ -298,6 +300,9 @@ static bool take(const struct step *step, int index) {
         bool isOpen = step->operation == SHUTDOWN || shared->ends[NATIVE][step->end].limit < 1000;
         if (isOpen && under_way(NATIVE, 1 - step->end) > shared->ends[NATIVE][step->end].limit) return true;
     }
+    // See oracle.c, 8.
+    struct end *peer = &shared->ends[NATIVE][1 - step->end];
+    if (step->operation == SENDMMSG && step->pieces > 1 && !shared->plan.noDelay && peer->readShut && peer->writeShut) return true;
     for (int w = 0; w < WORLDS; w++) {
         // An epoll set is used by one process.
         bool isEpoll = step->operation == EPOLL_CTL || step->operation == EPOLL_WAIT;
@@ -334,6 +339,8 @@ static bool take(const struct step *step, int index) {
     }
     if (!compare_outcomes(step, native, switched)) return false;
     if (mayStall && native->value > 0 && switched->error == EAGAIN && step->b % 4 == 0 && !has_room_in_time(step)) return false;
+    // Or the rest of it is late.
+    if (step->operation == SPLICE_OUT && switched->moved < native->moved) see((struct view[WORLDS][ENDS]){0});
     if (step->operation <= RECVMMSG && !level(direction)) return false;
     if (shared->differs) return false;
     settle(step->looks);
