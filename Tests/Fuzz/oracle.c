@@ -24,9 +24,10 @@
 //  5. FIN_WAIT1 and FIN_WAIT2 are one state (the acknowledgement may be delayed), and so are LAST_ACK, CLOSING, TIME_WAIT
 //     and CLOSE.
 //  6. With SO_RCVTIMEO or SO_SNDTIMEO near the time of a signal either of EAGAIN and EINTR.
-//  7. Bytes that lay in the ring when their receiver gives it up for good (splice) are late until the sender's next call:
-//     the splice is made again after that if it got nothing, and the rest is drained if it got a part. Where they cannot be
-//     sent again, splice answers EINVAL, and the fuzzer copies, as programs do.
+//  7. Bytes that lay in the ring when their receiver gives it up for good (splice, options) are late until the sender's next
+//     call, and those for which TCP has no room then until the one after it. A splice that got nothing is made again after
+//     that; when it got a part the rest is drained. Where they cannot be sent again splice answers EINVAL, and the fuzzer
+//     copies, as programs do.
 //  8. Without TCP_NODELAY what is sent may wait until what was sent before it has been acknowledged, up to 40 ms, and so may
 //     the reset that answers it: of several messages of one call the second one may meet it or not. So only one is sent to
 //     an end that has shut down both halves.

@@ -218,7 +218,13 @@ static bool level(int sender) {
     for (int w = 0; w < WORLDS; w++) {
         int actor = holder(w, 1 - sender, 0);
         if (actor < 0) return true;
-        tell(actor, &(struct command){.kind = DRAIN, .world = w, .end = 1 - sender});
+        // What the sender has taken back from the ring follows as far as there is room, with each of its calls (oracle.c, 7).
+        uint64_t left;
+        do {
+            left = under_way(w, sender);
+            tell(actor, &(struct command){.kind = DRAIN, .world = w, .end = 1 - sender});
+            if (!shared->outcome[w].value && w == SWITCHED) see((struct view[WORLDS][ENDS]){0}), shared->phase = "draining";
+        } while (w == SWITCHED && !shared->outcome[w].value && under_way(w, sender) != left);
         if (shared->outcome[w].value) continue;
         if (w == NATIVE) return false;
         differ("of what was sent, %llu bytes did not come or came wrong", (unsigned long long)under_way(w, sender));
