@@ -153,7 +153,7 @@ struct shared {
     int step, world;
     uint64_t lastSign;
     const char *phase;
-    bool toggled, timed, stamped, differs, isError;
+    bool toggled, timed, stamped, differs, isError, isKernelFull[WORLDS];
     int failedStep;
     char verdict[4096], detail[300], room[WORLDS][200];
     char results[MAXIMUM_STEPS][256];

@@ -9,8 +9,9 @@
 //     256 once a buffer size was set; none before all has been read, if there were more) amounts are TCP's to determine
 //     and equal. Above, a non-blocking or interrupted send may take any part; taking nothing (EAGAIN) where TCP takes
 //     something is allowed if anything is under way, but then the socket must become writable within seconds although
-//     nobody reads, as TCP is (tried now and then). How much of it has arrived, POLLOUT and FIONREAD are open as well, and
-//     so what a receive gets. If the two worlds then have different amounts under way, both are drained, with every byte
+//     nobody reads, as TCP is (tried now and then), or TCP carries the direction and its own buffers are full: those of a
+//     connection over which less has gone are smaller. How much of it has arrived, POLLOUT and FIONREAD are open as well,
+//     and so what a receive gets. If the two worlds then have different amounts under way, both are drained, with every byte
 //     checked.
 //     (A receiver that has shut down reading sees the end where bytes are still on their way.)
 //  2. Memory of which a part is inaccessible: the kernel moves whole segments, so the call may fail with EFAULT or move
