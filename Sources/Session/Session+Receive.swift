@@ -72,20 +72,23 @@ extension Session {
     @inline(__always)
     package func receive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
         if flags & ~Int32(MSG_DONTWAIT | MSG_NOSIGNAL) == 0, count > 0, let buffer {
-            var taken = tryReceiveQuickly(buffer, count)
+            let generation = slot.generation.loadRelaxed()
+            var taken = tryReceiveQuickly(buffer, count, generation)
             if taken > 0 { return taken }
             if flags & Int32(MSG_DONTWAIT) == 0, !has(Slot.Flags.nonBlocking), looksForAnswer() {
-                taken = tryReceiveQuickly(buffer, count)
+                taken = tryReceiveQuickly(buffer, count, generation)
                 if taken > 0 { return taken }
+                // Closed by another thread meanwhile: the slot may stand for another connection.
+                if slot.generation.loadRelaxed() != generation { return -Int(EBADF) }
             }
         }
         return receiveOneBuffer(fd, buffer, count, flags)
     }
 
     @inline(__always)
-    private func tryReceiveQuickly(_ buffer: UnsafeMutableRawPointer, _ count: Int) -> Int {
+    private func tryReceiveQuickly(_ buffer: UnsafeMutableRawPointer, _ count: Int, _ generation: UInt64) -> Int {
         guard slot.receiveLock.tryLock() else { return 0 }
-        let taken = isUp ? receiveQuickly(buffer, count) : 0
+        let taken = isUp && slot.generation.loadRelaxed() == generation ? receiveQuickly(buffer, count) : 0
         slot.receiveLock.unlock()
         return taken
     }
