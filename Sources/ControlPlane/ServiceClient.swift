@@ -40,6 +40,8 @@ package struct ServiceClient {
         _ = ss_sys_setsockopt(socket.raw, SOL_SOCKET, SO_SNDTIMEO, &limit, UInt32(MemoryLayout<timeval>.size))
         let raw = socket.raw
         let result = withUnixAddress(path) { ss_sys_connect(raw, $0, $1) } ?? -Int(ENAMETOOLONG)
+        // Its queue has been full for so long.
+        if result == -Int(EAGAIN) { throw ServiceError.noAnswer(path: path) }
         guard result == 0 else { throw ServiceError.notRunning(path: path, code: Int32(-result)) }
         guard let service = PeerCredentials(of: socket.raw) else { throw ServiceError.noAnswer(path: path) }
         guard service.uid == 0 || service.uid == geteuid() else { throw ServiceError.notTrusted(path: path, uid: service.uid) }

@@ -75,6 +75,10 @@ struct EpollSet {
         get { (base + 112).assumingMemoryBound(to: UInt64.self).pointee }
         nonmutating set { (base + 112).assumingMemoryBound(to: UInt64.self).pointee = newValue }
     }
+    /// Which set of the program's the record stands for: raised when one is closed, and kept when the next one takes it. A wait
+    /// may outlast its set.
+    @inline(__always) var life: Word { Word(base, EpollSet.lifeOffset) }
+    static var lifeOffset: Int { 120 }
     /// Registrations of sockets that are no listeners.
     @inline(__always) var streamCount: Word { Word(base, 96) }
     /// Connections that are not in the hot list: on TCP, or armed. When something comes on them only the kernel knows.

@@ -51,7 +51,9 @@ private func kernelWait(
 struct EpollWaiter {
     let root: ReadinessRoot
     let set: EpollSet
-    let descriptor: Int32
+    /// The set's life when the call began: see `outlivesSet`.
+    let life: UInt64
+    private(set) var descriptor: Int32
     let events: UnsafeMutablePointer<epoll_event>
     let maximum: Int
     let deadline: UInt64
@@ -64,6 +66,7 @@ struct EpollWaiter {
     ) {
         self.root = root
         self.set = set
+        life = set.life.load()
         self.descriptor = descriptor
         self.events = events
         self.maximum = maximum
@@ -77,6 +80,7 @@ struct EpollWaiter {
     func waitPlainly(_ timeout: UnsafePointer<timespec>?) -> Int {
         set.sleepers.add(1)
         let result = kernelWait(root, descriptor, events, Int32(truncatingIfNeeded: maximum), timeout, mask)
+        if outlivesSet { return withoutOurs(result) }
         set.sleepers.subtract(1)
         if result <= 0 || !set.has(EpollSet.Flags.tags) { return result }
         let kept = sift(0, result)
@@ -112,8 +116,34 @@ struct EpollWaiter {
                 if count != 0 { return leave(count) }
             }
             count = sleep(&now)
+            if outlivesSet {
+                gate.open()
+                return count == EpollWaiter.goOn ? -Int(EBADF) : count
+            }
             if count != EpollWaiter.goOn { return leave(count) }
+            // The number that the program gave may have been closed alone.
+            descriptor = set.descriptor
         }
+    }
+
+    /// Another thread has closed the set. Its number and its record may stand for another one, whose events are not for us.
+    private var outlivesSet: Bool { self.set.life.load() != life }
+
+    /// Of `count` events that the kernel had in a set that is closed by now, the program's own, which it would have told of; there
+    /// are no records any more to tell what ours mean.
+    private func withoutOurs(_ count: Int) -> Int {
+        if count <= 0 { return count }
+        var kept = 0
+        var position = 0
+        while position < count {
+            let data = ss_event_data(events, position)
+            if data & Tag.prefixMask != root.tagPrefix {
+                ss_event_set(events, kept, ss_event_bits(events, position), data)
+                kept &+= 1
+            }
+            position &+= 1
+        }
+        return kept > 0 ? kept : -Int(EBADF)
     }
 
     /// The set has connections that only the kernel knows of: what came on them before something that the hot rings tell must
@@ -315,6 +345,7 @@ struct EpollWaiter {
                 ? kernelWait(root, descriptor, events, room, nil, mask)
                 : kernelWait(root, descriptor, events, room, &timeout, mask)
         }
+        if outlivesSet { return withoutOurs(count) }
         stopSleeping()
         if count < 0 { return count }
         now = ss_monotonic_ns()

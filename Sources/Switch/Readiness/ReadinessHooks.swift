@@ -228,6 +228,7 @@ package func readinessSetKept(_ set: Int, _ other: Int32) { ReadinessRoot.existi
 package func readinessSetClosed(_ set: Int) {
     guard let root = ReadinessRoot.existing else { return }
     let container = root.set(set)
+    container.life.add(1)
     container.flags.clearBits(EpollSet.Flags.nested)
     // Records go one by one, since each needs its socket's lock first.
     while true {

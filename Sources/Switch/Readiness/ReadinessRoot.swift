@@ -127,7 +127,7 @@ struct ReadinessRoot {
         if index != 0 {
             let one = set(Int(index))
             // The lock's 16 bytes stay: a late waiter of the set's former life may still hold it for a moment.
-            memset(one.base + 16, 0, EpollSet.bytes - 16)
+            memset(one.base + 16, 0, EpollSet.lifeOffset - 16)
             one.descriptor = descriptor
             one.spinNanoseconds.storeRelaxed(SpinBudget.first)
         }

@@ -104,6 +104,41 @@ static void closed_a_duplicate(void) {
     close_ends(next);
 }
 
+// The same with an epoll set: what is told of in the set that gets the number is not for the call.
+static int set;
+static void *waiting(void *unused) {
+    struct epoll_event event;
+    epoll_wait(set, &event, 1, 3000);
+    return NULL;
+}
+
+static void closed_set(void) {
+    for (int order = 0; order < 2; order++) {
+        struct ends e = make_ends(), next = make_ends();
+        struct epoll_event event = {EPOLLIN, {.u32 = 1}};
+        set = epoll_create1(0);
+        epoll_ctl(set, EPOLL_CTL_ADD, e.client, &event);
+        pthread_t thread;
+        pthread_create(&thread, NULL, waiting, NULL);
+        usleep(50000);
+        close(set);
+        int after = epoll_create1(0);
+        SHOW(after == set);
+        event.events = EPOLLIN | EPOLLET;
+        event.data.u32 = 2;
+        SHOW(epoll_ctl(after, EPOLL_CTL_ADD, next.client, &event));
+        if (write(order ? e.server : next.server, "x", 1) != 1) fail("write");
+        usleep(30000);
+        if (write(order ? next.server : e.server, "x", 1) != 1) fail("write");
+        pthread_join(thread, NULL);
+        SHOW(epoll_wait(after, &event, 1, 1000));
+        SHOW(event.data.u32);
+        close(after);
+        close_ends(e);
+        close_ends(next);
+    }
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -115,6 +150,7 @@ int main(int count, char **arguments) {
     CASE(closed_in_large_send);
     CASE(closed_in_sendfile);
     CASE(closed_a_duplicate);
+    CASE(closed_set);
     printf("%d different\n", failures);
     return failures != 0;
 }
