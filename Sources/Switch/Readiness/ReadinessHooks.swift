@@ -177,12 +177,13 @@ package func readinessKick(_ socket: Int) {
 /// which a registration that is not hot has not asked the peer to tell.
 @inline(__always)
 func readinessNoteFull(_ socket: Int) {
-    if connectionRecord(socket).pointee.firstRegistration != 0 { awaitRoom(socket) }
+    if sessionOf(socket).slot.epollRegistrations.loadRelaxed() != 0 { awaitRoom(socket) }
 }
 
 @inline(never)
 private func awaitRoom(_ socket: Int) {
-    guard let root = ReadinessRoot.existing else { return }
+    awaitRoomForRelatives(sessionOf(socket))
+    guard let root = ReadinessRoot.existing, connectionRecord(socket).pointee.firstRegistration != 0 else { return }
     let lock = root.socketLock(socket)
     let outcome = lock.lock()
     var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
@@ -207,9 +208,18 @@ private func awaitRoom(_ socket: Int) {
     if outcome == .acquired { lock.unlock() }
 }
 
+/// A relative may wait for the room that this process found wanting: asleep since there was some, or in a set of its own. The
+/// bell is everybody's.
+private func awaitRoomForRelatives(_ session: Session) {
+    guard session.slot.holders.load() > 1, session.enterWatch() else { return }
+    session.armSend()
+    if session.looksWritable { session.ringOurselves() }
+    session.leaveWatch(0)
+}
+
 /// The same for a message of which `result` bytes were taken.
 func readinessNoteSent(_ socket: Int, _ message: UnsafePointer<msghdr>, _ result: Int) {
-    guard connectionRecord(socket).pointee.firstRegistration != 0 else { return }
+    guard sessionOf(socket).slot.epollRegistrations.loadRelaxed() != 0 else { return }
     var left = result
     if left > 0, let vectors = message.pointee.msg_iov {
         var index = 0

@@ -197,6 +197,29 @@ static void one_shots_across_fork(void) {
     }
 }
 
+// A child finds no room, and its parent is told of the room that is made then.
+static void room_across_fork(void) {
+    struct ends e = make_ends();
+    int set = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {EPOLLOUT | EPOLLET, {.u32 = 7}}, got = {0};
+    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.client, &event));
+    SHOW(epoll_wait(set, &got, 1, 5000));
+    SHOW(epoll_wait(set, &got, 1, 20));
+    pid_t pid = fork();
+    if (pid == 0) {
+        while (send(e.client, bytes, sizeof bytes, MSG_DONTWAIT) > 0) continue;
+        pause();
+    }
+    while (!(revents(e.server) & POLLIN)) usleep(1000);
+    usleep(50000);
+    while (recv(e.server, bytes, sizeof bytes, MSG_DONTWAIT) > 0) continue;
+    SHOW(epoll_wait(set, &got, 1, 5000));
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    close(set);
+    close_ends(e);
+}
+
 // What is unread cannot be sent again over TCP to a socket that has shut down both halves: it would be answered by a reset.
 static void options_after_shutdown(void) {
     struct ends e = make_ends();
@@ -330,6 +353,7 @@ int main(int count, char **arguments) {
     CASE(resets_at_once);
     CASE(registrations_across_fork);
     CASE(one_shots_across_fork);
+    CASE(room_across_fork);
     CASE(options_after_shutdown);
     CASE(looking_at_a_reset);
     CASE(up_to_a_mark);
