@@ -63,6 +63,7 @@ struct SocketControl {
             return result
         }
         defer { lock.unlock() }
+        followRelatives(root, socket)
         let container = descriptorEntry(set)
         var record = entryKind(container) == DescriptorKind.epollSet ? entryIndex(container) : 0
         if record == 0 {

@@ -51,6 +51,13 @@ package func readinessBecamePlain(_ socket: Int) {
     }
     let lock = root.socketLock(socket)
     let outcome = lock.lock()
+    makeAllPlain(root, socket)
+    if outcome == .acquired { lock.unlock() }
+}
+
+/// Under the socket's lock.
+private func makeAllPlain(_ root: ReadinessRoot, _ socket: Int) {
+    let connection = connectionRecord(socket)
     connection.pointee.watchedAsDual = false
     var index = UInt32(bitPattern: connection.pointee.firstRegistration)
     while index != 0 {
@@ -58,7 +65,15 @@ package func readinessBecamePlain(_ socket: Int) {
         root.makePlain(index)
         index = next
     }
-    if outcome == .acquired { lock.unlock() }
+}
+
+/// Before the program changes a registration: a relative may have handed the socket over, and given the kernel's set, which is
+/// ours, too, the registrations that it knows. Under the socket's lock.
+func followRelatives(_ root: ReadinessRoot, _ socket: Int) {
+    let session = sessionOf(socket)
+    guard connectionRecord(socket).pointee.watchedAsDual, !session.isDual, session.slot.invitation.load() == Invitation.rewind
+    else { return }
+    makeAllPlain(root, socket)
 }
 
 /// Nobody will sift the events of this process's sets any more: the kernel gets every registration of the socket as the

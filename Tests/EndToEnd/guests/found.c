@@ -197,6 +197,29 @@ static void one_shots_across_fork(void) {
     }
 }
 
+// What a child gives back to the kernel, which knows its parent's registrations of before, the parent can change.
+static void changes_across_fork(void) {
+    struct ends e = make_ends();
+    int set = epoll_create1(EPOLL_CLOEXEC), one = 1;
+    struct epoll_event event = {EPOLLIN, {.u32 = 7}}, got = {0};
+    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &event));
+    pid_t pid = fork();
+    if (pid == 0) {
+        setsockopt(e.server, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one);
+        _exit(0);
+    }
+    waitpid(pid, NULL, 0);
+    event.data.u32 = 8;
+    SHOW(epoll_ctl(set, EPOLL_CTL_MOD, e.server, &event));
+    SHOW(write(e.client, "hello", 5));
+    SHOW(epoll_wait(set, &got, 1, 5000));
+    SHOW(got.data.u32);
+    SHOW(epoll_ctl(set, EPOLL_CTL_DEL, e.server, NULL));
+    SHOW(epoll_wait(set, &got, 1, 0));
+    close(set);
+    close_ends(e);
+}
+
 // A child finds no room, and its parent is told of the room that is made then.
 static void room_across_fork(void) {
     struct ends e = make_ends();
@@ -353,6 +376,7 @@ int main(int count, char **arguments) {
     CASE(resets_at_once);
     CASE(registrations_across_fork);
     CASE(one_shots_across_fork);
+    CASE(changes_across_fork);
     CASE(room_across_fork);
     CASE(options_after_shutdown);
     CASE(looking_at_a_reset);
