@@ -5,22 +5,30 @@
 
 #include "CInterposer.h"
 
+#include <dlfcn.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 struct ss_process_hooks ss_process_hooks;
 
 // What the next image is told: the variable's name, and at most this many bytes of value. Sockets that do not fit stay on TCP.
 static const char variable_name[] = "SOCKSWITCH_INHERITED";
-enum { VARIABLE_BYTES = 4096 };
+enum { VARIABLE_BYTES = 65536 };
 /// Environments with more variables are passed on as they are: the copy of the list lies on the stack.
 enum { MAXIMUM_VARIABLES = 4096 };
 
-static char inheritance[VARIABLE_BYTES];
+// The variable of the one exec that is under way; before that, in the constructor, what the former image left.
+static char variable[sizeof variable_name + VARIABLE_BYTES];
+static int variable_is_taken;
 
 static int is_variable(const char *entry) {
     return strncmp(entry, variable_name, sizeof variable_name - 1) == 0 && entry[sizeof variable_name - 1] == '=';
@@ -36,19 +44,88 @@ const char *ss_take_inheritance(void) {
             continue;
         }
         const char *value = *entry + sizeof variable_name;
-        size_t length = strnlen(value, sizeof inheritance);
-        if (found || length == sizeof inheritance) continue;
-        memcpy(inheritance, value, length);
-        found = inheritance;
+        size_t length = strnlen(value, VARIABLE_BYTES);
+        if (found || length == VARIABLE_BYTES) continue;
+        memcpy(variable, value, length + 1);
+        found = variable;
     }
     *kept = NULL;
     return found;
 }
 
-/// exec returned.
-static int exec_failed(int result) {
+/// exec returned. `owns`: the variable was this call's.
+static int exec_failed(int result, int owns) {
     if (ss_process_hooks.exec_failed) ss_process_hooks.exec_failed();
+    if (owns) __atomic_store_n(&variable_is_taken, 0, __ATOMIC_RELEASE);
     return result;
+}
+
+// Which image comes next.
+
+/// Whether the environment has this very library loaded before the next image.
+static int loads_this_library(char *const *environment) {
+    static const char preload[] = "LD_PRELOAD=";
+    Dl_info own;
+    if (!environment || !dladdr(&variable_is_taken, &own) || !own.dli_fname || own.dli_fname[0] != '/') return 0;
+    for (long i = 0; i <= MAXIMUM_VARIABLES; i++) {
+        char *entry;
+        char start[sizeof preload - 1];
+        if (ss_copy_program_memory(&entry, environment + i, sizeof entry) != 0 || !entry) return 0;
+        if (ss_copy_program_memory(start, entry, sizeof start) != 0 || memcmp(start, preload, sizeof start) != 0) continue;
+        // A list between blanks or colons.
+        size_t length = strlen(own.dli_fname);
+        for (const char *at = entry + sizeof start; *at;) {
+            size_t item = strcspn(at, " :");
+            if (item == length && memcmp(at, own.dli_fname, length) == 0) return 1;
+            at += item;
+            at += strspn(at, " :");
+        }
+        return 0;
+    }
+    return 0;
+}
+
+static int identify(int directory, const char *path, int flags, uint64_t *device, uint64_t *inode) {
+    struct stat status;
+    if (ss_syscall6(SYS_newfstatat, directory, (long)path, (long)&status, flags, 0, 0) != 0 || !S_ISREG(status.st_mode)) return 0;
+    *device = status.st_dev;
+    *inode = status.st_ino;
+    return 1;
+}
+
+/// As execvpe looks for it. (Where the two should not agree the next image will not recognise itself.)
+static int identify_in_path(const char *file, uint64_t *device, uint64_t *inode) {
+    const char *path = getenv("PATH");
+    if (!path) path = "/bin:/usr/bin";
+    size_t length = strlen(file);
+    char name[4096];
+    while (1) {
+        size_t directory = strcspn(path, ":");
+        if (directory + length + 2 <= sizeof name) {
+            memcpy(name, path, directory);
+            name[directory] = '/';
+            memcpy(name + directory + (directory > 0), file, length + 1);
+            if (ss_syscall6(SYS_faccessat, AT_FDCWD, (long)name, X_OK, 0, 0, 0) == 0 && identify(AT_FDCWD, name, 0, device, inode))
+                return 1;
+        }
+        path += directory;
+        if (!*path++) return 0;
+    }
+}
+
+int ss_find_next_image(const struct ss_exec *exec, uint64_t *device, uint64_t *inode) {
+    if (!loads_this_library(exec->environment)) return 0;
+    if (exec->searches && exec->path && !strchr(exec->path, '/')) return identify_in_path(exec->path, device, inode);
+    return identify(exec->directory, exec->path, exec->flags & (AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW), device, inode);
+}
+
+int ss_is_this_image(uint64_t device, uint64_t inode) {
+    uint64_t found_device, found_inode;
+    if (identify(AT_FDCWD, "/proc/self/exe", 0, &found_device, &found_inode) && found_device == device && found_inode == inode)
+        return 1;
+    // A script: the image is its interpreter.
+    const char *name = (const char *)getauxval(AT_EXECFN);
+    return name && identify(AT_FDCWD, name, 0, &found_device, &found_inode) && found_device == device && found_inode == inode;
 }
 
 /// How many variables there are; -1: too many for a copy.
@@ -68,40 +145,49 @@ static char **with_variable(char **list, char *variable, char *const *environmen
 }
 
 // Before each exec: hands over, and makes `environment` one with the variable where there is something to say. The
-// environment is read only then, since a bad pointer is the kernel's to refuse. `variable` and `list` live as long as the
-// caller's frame.
-#define BEFORE_EXEC(environment)                                                                              \
-    char variable[sizeof variable_name + VARIABLE_BYTES];                                                     \
-    memcpy(variable, variable_name, sizeof variable_name - 1);                                                \
-    variable[sizeof variable_name - 1] = '=';                                                                 \
-    int inherits = ss_process_hooks.before_exec                                                               \
-        && ss_process_hooks.before_exec(variable + sizeof variable_name, VARIABLE_BYTES);                     \
-    long count = inherits ? count_variables(environment) : 0;                                                 \
-    char *list[count < 0 ? 1 : count + 2];                                                                    \
-    if (inherits && count >= 0) environment = with_variable(list, variable, environment, count)
+// environment is read only then, since a bad pointer is the kernel's to refuse. `list` lives as long as the caller's frame.
+#define BEFORE_EXEC(environment, ...)                                                                             \
+    struct ss_exec exec = {__VA_ARGS__, environment};                                                             \
+    int owns = begin_exec(&exec);                                                                                 \
+    long count = owns ? count_variables(environment) : 0;                                                         \
+    char *list[count < 0 ? 1 : count + 2];                                                                        \
+    if (owns && count >= 0) environment = with_variable(list, variable, environment, count)
+
+/// Not 0: the next image is to have `variable`, which is the caller's until its exec has failed. (In a vfork child it never is.)
+static int begin_exec(const struct ss_exec *exec) {
+    if (!ss_process_hooks.before_exec) return 0;
+    int owns = !__atomic_exchange_n(&variable_is_taken, 1, __ATOMIC_ACQUIRE);
+    if (owns) {
+        memcpy(variable, variable_name, sizeof variable_name - 1);
+        variable[sizeof variable_name - 1] = '=';
+    }
+    if (ss_process_hooks.before_exec(owns ? variable + sizeof variable_name : NULL, VARIABLE_BYTES, exec)) return 1;
+    if (owns) __atomic_store_n(&variable_is_taken, 0, __ATOMIC_RELEASE);
+    return 0;
+}
 
 static void before_spawn(void) {
     if (ss_process_hooks.before_spawn) ss_process_hooks.before_spawn();
 }
 
 int execve(const char *path, char *const arguments[], char *const environment[]) {
-    BEFORE_EXEC(environment);
-    return exec_failed(ss_real.execve(path, arguments, environment));
+    BEFORE_EXEC(environment, AT_FDCWD, path, 0, 0);
+    return exec_failed(ss_real.execve(path, arguments, environment), owns);
 }
 
 int execveat(int directory, const char *path, char *const arguments[], char *const environment[], int flags) {
-    BEFORE_EXEC(environment);
-    return exec_failed(ss_real.execveat(directory, path, arguments, environment, flags));
+    BEFORE_EXEC(environment, directory, path, flags, 0);
+    return exec_failed(ss_real.execveat(directory, path, arguments, environment, flags), owns);
 }
 
 int fexecve(int fd, char *const arguments[], char *const environment[]) {
-    BEFORE_EXEC(environment);
-    return exec_failed(ss_real.fexecve(fd, arguments, environment));
+    BEFORE_EXEC(environment, fd, "", AT_EMPTY_PATH, 0);
+    return exec_failed(ss_real.fexecve(fd, arguments, environment), owns);
 }
 
 int execvpe(const char *file, char *const arguments[], char *const environment[]) {
-    BEFORE_EXEC(environment);
-    return exec_failed(ss_real.execvpe(file, arguments, environment));
+    BEFORE_EXEC(environment, AT_FDCWD, file, 0, 1);
+    return exec_failed(ss_real.execvpe(file, arguments, environment), owns);
 }
 
 int execv(const char *path, char *const arguments[]) { return execve(path, arguments, environ); }

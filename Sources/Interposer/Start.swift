@@ -6,7 +6,9 @@ import CSocketSwitch
 @section(".init_array") @used
 let start: @convention(c) () -> Void = {
     ss_find_real_functions()
-    ss_process_hooks.before_exec = { switchBeforeExec($0, Int($1)) ? 1 : 0 }
+    ss_process_hooks.before_exec = { text, capacity, exec in
+        switchBeforeExec(text, Int(capacity)) { ss_find_next_image(exec, &$0.device, &$0.inode) != 0 } ? 1 : 0
+    }
     ss_process_hooks.exec_failed = { switchExecFailed() }
     ss_process_hooks.before_spawn = { switchBeforeSpawn() }
     ss_process_hooks.passes_to_child = { switchPassesToChild($0) }
@@ -18,7 +20,7 @@ let start: @convention(c) () -> Void = {
         service: copyOfEnvironment(Environment.service, 0), policy: copyOfEnvironment(Environment.policy, 1),
         wait: copyOfEnvironment(Environment.wait, 2), upgrade: copyOfEnvironment(Environment.upgrade, 3),
         seccomp: copyOfEnvironment(Environment.seccomp, 4))
-    if let inherited = ss_take_inheritance() { switchAdopt(inherited) }
+    if let inherited = ss_take_inheritance() { switchAdopt(inherited) { ss_is_this_image($0.device, $0.inode) != 0 } }
 }
 
 private func copyOfEnvironment(_ name: StaticString, _ which: Int32) -> UnsafePointer<CChar>? {

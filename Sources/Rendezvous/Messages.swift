@@ -49,6 +49,8 @@ package enum ToolStatus {
 package enum Role {
     package static var connector: UInt32 { 0 }
     package static var acceptor: UInt32 { 1 }
+    /// Either end of a connection whose session is begun anew after an exec: it waits for its peer whether anybody listens or not.
+    package static var rejoiner: UInt32 { 2 }
 }
 
 /// One message: 128 bytes.
@@ -61,7 +63,7 @@ package struct Message {
 
     package static var bytes: Int { 128 }
     /// "SSW" and the protocol's version.
-    package static var magic: UInt32 { 0x5353_5701 }
+    package static var magic: UInt32 { 0x5353_5702 }
 
     package var magic: UInt32 { get { u32(0) } nonmutating set { set(0, newValue) } }
     package var kind: UInt32 { get { u32(4) } nonmutating set { set(4, newValue) } }

@@ -75,7 +75,7 @@ extension Service {
         totals.announced += 1
         let name = Client.SlotName(slot: message.slot, generation: message.generation)
         let role = message.role
-        guard role <= Role.acceptor else { return dismiss(client, "role") }
+        guard role <= Role.rejoiner else { return dismiss(client, "role") }
         guard name.slot > 0, name.slot < UInt64(FamilyArena.slotCount) else { return dismiss(client, "slot") }
         // Repeated: the first one is void.
         if let serial = client.announcements.removeValue(forKey: name) { _ = announcements.remove(serial: serial) }

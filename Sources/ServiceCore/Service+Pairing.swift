@@ -84,9 +84,18 @@ extension Service {
             refuse(waiting, .descriptorLimit)
             return refuse(new, .descriptorLimit)
         }
-        // The connector is side 0, unless both connected (simultaneous open).
+        // The connector is side 0, unless both connected (simultaneous open) or begin anew.
         let side = waiting.role == new.role ? 0 : waiting.role == Role.connector ? 0 : 1
         totals.paired += 1
+        // The companion that such a connection had before is over.
+        if waiting.role == Role.rejoiner || new.role == Role.rejoiner {
+            let names = [(firstArena, waiting.name), (secondArena, new.name)]
+            pairs.removeAll { pair in
+                pair.ends.contains { end in
+                    names.contains { end.arena === $0 && UInt64(end.slot) == $1.slot && end.generation == $1.generation }
+                }
+            }
+        }
         // The waiting end may be gone without our knowing; the new one has just spoken.
         send(paired(waiting, made, side: side), to: first)
         guard isConnected(first) else { return refuse(new, .peerEnded) }

@@ -39,6 +39,8 @@ struct CompanionRecord {
     var baseSocket: Int32 = -1
     var cookie: UInt64 = 0
     var hasCookie = false
+    /// Both ends of the TCP connection connect (SOCKSWITCH_OFFER_REJOINS).
+    var rejoins = false
     /// `Role` in the announcement, side of the segment.
     var role: UInt32 = 0
     var side: UInt32 = 0

@@ -45,7 +45,7 @@ func sharedMemoryConnect(
     else { return socketError(error, EINVAL) }
     guard let entry = Companion.announcement(ofSlot: companion.slot) else { return socketError(error, EINVAL) }
     guard entry.pointee == 0 else { return socketError(error, EALREADY) }
-    companion.record.pointee.role = Role.connector
+    companion.record.pointee.role = companion.record.pointee.rejoins ? Role.rejoiner : Role.connector
     companion.record.pointee.pid = providerState.pointee.pid  // made by the parent, connected by its forked child
     companion.events.store(companion.events.load() & ~UInt32(FD_CONNECT))
     let reason = RendezvousClient.announce(companion)
@@ -76,7 +76,7 @@ func sharedMemoryAccept(
     var peer = sockaddr_storage()
     let peerLength = offer.peerAddress.fill(&peer)
     var asked = SOCKSWITCH_OFFER(
-        BaseSocket: offer.record.pointee.baseSocket, Reserved: 0, Cookie: offer.record.pointee.cookie)
+        BaseSocket: offer.record.pointee.baseSocket, Flags: 0, Cookie: offer.record.pointee.cookie)
     var caller = WSABUF(len: peerLength, buf: nil)
     var callee = WSABUF(len: MemoryLayout<SOCKSWITCH_OFFER>.size, buf: nil)
     let decision =

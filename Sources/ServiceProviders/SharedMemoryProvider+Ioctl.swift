@@ -39,6 +39,7 @@ func sharedMemoryIoctl(
         companion.record.pointee.baseSocket = offer.BaseSocket
         companion.record.pointee.cookie = offer.Cookie
         companion.record.pointee.hasCookie = true
+        companion.record.pointee.rejoins = offer.Flags & UInt32(SOCKSWITCH_OFFER_REJOINS) != 0
         return 0
 
     case Int(SIO_SOCKSWITCH_OFFER), Int(SIO_SOCKSWITCH_WITHDRAW_OFFER):

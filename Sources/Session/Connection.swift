@@ -10,6 +10,9 @@ import StreamRing
 /// One record a slot, at the slot's index. Fields of the companion are written once, when the session comes up, before
 /// `Slot.mode` becomes `dual`, and are constant until the process's last descriptor is closed.
 package struct Connection {
+    /// Takes the address of the record: an access to a field by its name is one to the record for the thread sanitizer.
+    private let head: UInt64 = 0
+
     // Words that several threads use without a lock: reached by address only (`Session.watchers` and so on), at the offsets
     // that `Connection.Offsets` names.
 
@@ -91,6 +94,11 @@ package struct Connection {
     package var isPending = false
     package var nextPending: Int32 = 0
     package var options = RecordedOptions()
+    /// Its session has been, or is to be, begun anew: it is announced like a connecting socket whichever end it is, and without
+    /// a listener.
+    package var rejoins = false
+    /// The exec that is under way leaves it to the next image: `Departure`.
+    package var departure: Int32 = 0
     /// `--upgrade eager`: announced, and the first data call, which waits for the companion, has not come yet.
     package var waitsForCompanion = false
 
@@ -102,16 +110,25 @@ package struct Connection {
 
     /// Where the words at the beginning lie: key paths do not exist in Embedded Swift. Asserted by a test.
     package enum Offsets {
-        package static var watchers: Int { 0 }
-        package static var up: Int { 8 }
-        package static var doorbellSleepers: Int { 16 }
-        package static var lastEndCheck: Int { 24 }
-        package static var tcpEvents: Int { 32 }
-        package static var sleepingCalls: Int { 40 }
-        package static var receiveSpinNanoseconds: Int { 48 }
-        package static var sendSpinNanoseconds: Int { 52 }
-        package static var descriptorCount: Int { 64 }
+        package static var watchers: Int { 8 }
+        package static var up: Int { 16 }
+        package static var doorbellSleepers: Int { 24 }
+        package static var lastEndCheck: Int { 32 }
+        package static var tcpEvents: Int { 40 }
+        package static var sleepingCalls: Int { 48 }
+        package static var receiveSpinNanoseconds: Int { 56 }
+        package static var sendSpinNanoseconds: Int { 60 }
+        package static var descriptorCount: Int { 72 }
     }
+}
+
+/// Values of `Connection.departure`.
+package enum Departure {
+    package static var none: Int32 { 0 }
+    /// It may have a companion in the next image.
+    package static var plain: Int32 { 1 }
+    /// It had one in this image, and the peer has been told.
+    package static var told: Int32 { 2 }
 }
 
 /// Values of `Connection.companionPhase`.

@@ -61,3 +61,14 @@ enum KernelPositions {
         return nil
     }
 }
+
+extension Session {
+    /// How far a connection has been read and written over TCP, by whomever. nil: it has ended, or the kernel does not say.
+    package static func positionsOnTCP(_ fd: Int32) -> (read: UInt64, written: UInt64)? {
+        var figures = ss_tcp_positions()
+        guard ss_tcp_positions_of(fd, &figures) == 0, figures.valid != 0, figures.state == TCPState.established,
+            let read = KernelPositions.read(fd)
+        else { return nil }
+        return (read, figures.bytes_sent &- figures.bytes_retrans &+ UInt64(figures.notsent_bytes))
+    }
+}

@@ -132,13 +132,13 @@ extension Session {
     package func maintain(_ fd: Int32) {
         guard isDual else { return }
         if slot.receiveLock.tryLock() {
-            if isUp, !companionIsLost, !has(Slot.Flags.broken) {
+            if isInService, !companionIsLost, !has(Slot.Flags.broken) {
                 if !followCuts() { breakOff(.protocolViolation) } else { invite(fd) }
             }
             slot.receiveLock.unlock()
         }
         if slot.sendCuts.load() & 1 == 1 || hasBacklog, slot.sendLock.tryLock() {
-            if isUp, !has(Slot.Flags.broken), !companionIsLost {
+            if isInService, !has(Slot.Flags.broken), !companionIsLost {
                 if !changeCarrierIfAsked(fd) { breakOff(.protocolViolation) }
                 flushBacklog()
                 if slot.roomWanted.loadRelaxed() != 0 { goToTCPIfStalled() }

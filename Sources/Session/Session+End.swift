@@ -120,7 +120,7 @@ extension Session {
         slot.invitation.loadRelaxed() != Invitation.rewind && local.producer.load() != slot.receivePosition.loadRelaxed()
     }
 
-    private func releaseWindows(last: Bool) {
+    func releaseWindows(last: Bool) {
         // A provider that does not let go of the memory within a second keeps it.
         let isQuiet = !last || (connection.pointee.writer?.drain() ?? true)
         if last { unexpose() }

@@ -18,7 +18,9 @@ extension Session {
     /// and the caller may ask again when the program has read on.
     ///
     /// Waits for at most some milliseconds for a peer that is about to decide, a second for a TCP that is full.
-    package func handOver(_ fd: Int32, _ reason: Reason) -> Bool {
+    ///
+    /// `leaves`: this end is about to begin anew, as another program, and tells the peer so; see Session+Restart.swift.
+    package func handOver(_ fd: Int32, _ reason: Reason, leaves: Bool = false) -> Bool {
         let start = ss_monotonic_ns()
         while true {
             guard slot.sendLock.lock() == .acquired else { return false }
@@ -27,7 +29,10 @@ extension Session {
                 return false
             }
             let progress = isUp ? moveBothToTCP(fd, reason) : .done
-            if progress == .done, isUp { ring() }
+            if progress == .done, isUp {
+                if leaves { leave() }
+                ring()
+            }
             slot.receiveLock.unlock()
             slot.sendLock.unlock()
             let waited = ss_monotonic_ns() &- start

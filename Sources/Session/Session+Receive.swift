@@ -23,9 +23,18 @@ extension Session {
             var result = -Int(EBADF)
             if !stands(wait.generation) {
                 // Closed by another thread.
-            } else if isUp {
+            } else if isInService {
                 result = tryReceive(fd, message, &cursor, flags, goesOn: done > 0)
                 if result == -Int(EAGAIN) { servePeer() }
+            } else if !isDual {
+                slot.receiveLock.unlock()
+                guard let received = receivePlainly(fd, message, &cursor, flags) else { continue }
+                if received <= 0 { return partial(done, received) }
+                if peeks { return received }
+                done &+= received
+                if done >= min(least, total) || cursor.isBad { return done }
+                fd = connection.pointee.descriptor
+                continue
             } else if done == 0 {
                 result = ss_sys_recvmsg(fd, message, flags | Int32(MSG_DONTWAIT))
             }
@@ -55,6 +64,21 @@ extension Session {
         var bytes: Int32 = 1
         var length = UInt32(MemoryLayout<Int32>.size)
         return ss_sys_getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, &length) == 0 ? Int(max(bytes, 1)) : 1
+    }
+
+    /// The session has ended under this call, and the socket is plain: the kernel does the rest, as in any plain call. nil: the
+    /// next session is in service.
+    @inline(never)
+    private func receivePlainly(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int? {
+        let ticket = slot.plainReaders.enter()  // pairs with isZeroSequential in invite
+        defer { slot.plainReaders.leave(ticket) }
+        guard slot.mode.loadSequential() == Slot.Mode.plain else { return nil }
+        let result = cursor.isAtStart ? ss_sys_recvmsg(fd, message, flags) : Session.receiveRest(fd, cursor, flags, Int.max)
+        if result > 0, flags & Int32(MSG_PEEK) == 0 {
+            slot.tcpBytesReceived.count(UInt64(result))
+            cursor.skip(result)
+        }
+        return result
     }
 
     /// A receive into no room waits for data, too, and leaves them. The kernel looks at nothing after its first sleep: a
@@ -353,6 +377,7 @@ extension Session {
         }
         if result == 0 { return endOfStream(0) }
         if result > 0, flags & Int32(MSG_PEEK) == 0 {
+            noteDeparture()
             slot.tcpBytesReceived.count(UInt64(result))
             slot.tcpPosition.storeRelaxed(slot.tcpPosition.loadRelaxed() &+ UInt64(result))
             cursor.skip(result)

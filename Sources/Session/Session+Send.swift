@@ -25,14 +25,23 @@ extension Session {
         while true {
             if slot.sendLock.lock() == .ownedByThisThread { return done > 0 ? done : -Int(EAGAIN) }
             var result = -Int(EBADF)
+            let flagsNow = done > 0 ? flags | Int32(MSG_NOSIGNAL) : flags
+            var isPlain = false
             if !stands(wait.generation) {
                 // Closed by another thread.
-            } else if isUp {
-                result = trySend(fd, message, &cursor, done > 0 ? flags | Int32(MSG_NOSIGNAL) : flags)
+            } else if isInService {
+                result = trySend(fd, message, &cursor, flagsNow)
+            } else if !isDual {
+                isPlain = true
             } else if done == 0 {
                 result = ss_sys_sendmsg(fd, message, flags | Int32(MSG_DONTWAIT))
             }
             slot.sendLock.unlock()
+            if isPlain {
+                guard let sent = sendPlainly(fd, message, &cursor, flagsNow) else { continue }
+                if sent <= 0 { return partial(done, sent) }
+                result = sent
+            }
             if result > 0 {
                 done &+= result
                 if done >= total || cursor.isBad || hasKernelError(fd) { return done }
@@ -43,6 +52,32 @@ extension Session {
             if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
             fd = connection.pointee.descriptor
         }
+    }
+
+    /// The session has ended under this call, and the socket is plain: the kernel does the rest, as in any plain call. nil: the
+    /// next session is in service.
+    @inline(never)
+    private func sendPlainly(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int? {
+        guard let ticket = enterPlainSend() else { return nil }
+        defer { slot.plainWriters.leave(ticket) }
+        var result = 0
+        if cursor.isAtStart {
+            result = ss_sys_sendmsg(fd, message, flags)
+        } else if let piece = cursor.piece() {
+            result = ss_sys_sendto(fd, piece.start, piece.count, flags)
+        }
+        if result > 0 {
+            slot.tcpBytesSent.count(UInt64(result))
+            cursor.skip(result)
+        }
+        return result
+    }
+
+    private func enterPlainSend() -> UInt64? {
+        let ticket = slot.plainWriters.enter()  // pairs with isZeroSequential in cutToCompanion
+        if slot.mode.loadSequential() == Slot.Mode.plain { return ticket }
+        slot.plainWriters.leave(ticket)
+        return nil
     }
 
     /// What the kernel says of the message's control part, which means nothing to a stream: it is asked with no data.
@@ -133,7 +168,7 @@ extension Session {
     /// A call that has moved bytes leaves the error that it meets to the next one (and to SO_ERROR, and to poll). Whether the
     /// kernel has one, if it is the kernel that would be asked next.
     private func hasKernelError(_ fd: Int32) -> Bool {
-        guard enterWatch() else { return true }
+        guard enterWatch() else { return isDual || Session.kernelEvents(fd, 0) & EPOLLERR.rawValue != 0 }
         defer { leaveWatch(0) }
         return (sendsOnTCP || sendNeedsTCP) && Session.kernelEvents(fd, 0) & EPOLLERR.rawValue != 0
     }
@@ -246,6 +281,7 @@ extension Session {
             result = ss_sys_sendto(fd, piece.start, piece.count, flags)
         }
         if result > 0 {
+            noteDeparture()
             slot.tcpBytesSent.count(UInt64(result))
             cursor.skip(result)
         }
@@ -304,8 +340,18 @@ extension Session {
         var result = 0
         while done < count {
             if slot.sendLock.lock() == .ownedByThisThread { result = -Int(EAGAIN) } else {
-                result = isUp && stands(wait.generation) ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
+                let isOpen = stands(wait.generation)
+                let isPlain = isOpen && !isDual
+                result = isOpen && isInService ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
                 slot.sendLock.unlock()
+                if isPlain {
+                    // The session has ended under this call.
+                    guard let ticket = enterPlainSend() else { continue }
+                    var at = position
+                    result = ss_sys_sendfile(fd, input, &at, count &- done)
+                    slot.plainWriters.leave(ticket)
+                    if result > 0 { slot.tcpBytesSent.count(UInt64(result)) }
+                }
             }
             if result > 0 {
                 done &+= result
@@ -374,7 +420,10 @@ extension Session {
         var byte: UInt8 = 0
         let goesOn = read == 8192 && count > 8192 && ss_sys_pread(input, &byte, 1, offset &+ 8192) == 1
         let sent = ss_sys_sendto(fd, bytes, read, Int32(MSG_DONTWAIT) | (goesOn ? Int32(MSG_MORE) : 0))
-        if sent > 0 { slot.tcpBytesSent.count(UInt64(sent)) }
+        if sent > 0 {
+            noteDeparture()
+            slot.tcpBytesSent.count(UInt64(sent))
+        }
         return sent
     }
 

@@ -171,7 +171,6 @@ extension Session {
         slot.backlogPosition.store(0)
         slot.backlogEnd.store(0)
         slot.bytesRewound.store(0)
-        slot.armedForSendCounter.store(0)
         slot.receivePosition.store(0)
         slot.receiveCuts.store(0)
         slot.tcpPosition.store(0)
@@ -179,7 +178,7 @@ extension Session {
         slot.receiveRingOrigin.store(0)
         slot.receiveRingBytes.store(peerRing)
         slot.rungForSend.store(0)
-        slot.armedForReceiveCounter.store(0)
+        // The armed counters go on: a thread that is still in a call of an earlier session may be using them.
     }
 
     /// The switch gives a session up that has not come up yet.

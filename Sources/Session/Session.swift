@@ -36,6 +36,11 @@ package struct Session {
     @inline(__always)
     package var isUp: Bool { word(Connection.Offsets.up).load() != 0 }
 
+    /// Under a lock: the session is up and data calls go through it. While one that was begun anew is up and not in service yet,
+    /// nobody may change the carrier: plain calls are under way.
+    @inline(__always)
+    var isInService: Bool { isUp && isDual }
+
     /// Descriptors of this process that refer to the socket.
     @inline(__always)
     package var descriptorCount: HalfWord { HalfWord(UnsafeMutableRawPointer(connection), Connection.Offsets.descriptorCount) }

@@ -57,6 +57,8 @@ package struct Slot {
         package static var owesFIN: UInt64 { 512 }
         /// A hand-over was refused while bytes lay unread: it is asked for again when the program has read them.
         package static var owesHandOver: UInt64 { 1024 }
+        /// The peer has left the companion, and nothing is under way on it any more: the session may be begun anew.
+        package static var peerLeft: UInt64 { 2048 }
         /// A process that the family's table does not know may use the socket, for as long as it exists.
         package static var strangers: UInt64 { 1 << 16 }
         /// Several processes of the family have waited for it in one epoll set.
@@ -134,13 +136,16 @@ package struct Slot {
     /// Bytes that were put into the ring and, after a rewind, went over TCP all the same. Written under the send lock.
     @inline(__always) package var bytesRewound: Word { Word(base, 376) }
 
-    // Lines 6 and 7: the options that the program set: see `RecordedOptions`.
-    package static var optionsOffset: Int { 384 }
-    package static var optionsBytes: Int { 128 }
+    // Line 6: what companions carried that this socket had before. Written under both locks.
+    @inline(__always) package var earlierSent: Word { Word(base, 384) }
+    @inline(__always) package var earlierReceived: Word { Word(base, 392) }
 
-    /// What was sent over the companion and not again over TCP, and what was received over it.
+    /// What was sent over companions and not again over TCP, and what was received over them.
     package var companionBytes: (sent: UInt64, received: UInt64) {
-        (sendPosition.loadRelaxed() &- bytesRewound.loadRelaxed(), receivePosition.loadRelaxed())
+        (
+            earlierSent.loadRelaxed() &+ sendPosition.loadRelaxed() &- bytesRewound.loadRelaxed(),
+            earlierReceived.loadRelaxed() &+ receivePosition.loadRelaxed()
+        )
     }
 
     /// Zeroes everything but kind, generation and holders.

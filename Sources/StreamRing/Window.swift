@@ -111,4 +111,7 @@ package enum EndFlags {
     package static var closed: UInt64 { 2 }
     /// The peer is about to end its sending direction: it looks for a rewind between this and the end.
     package static var ending: UInt64 { 4 }
+    /// The peer has gone back to TCP, both ways and for good as far as this companion is concerned: its process becomes another
+    /// program, which may want to begin anew, with a new companion. The last word that it says here.
+    package static var left: UInt64 { 8 }
 }

@@ -202,7 +202,8 @@ private func announce(_ fd: Int32, _ index: Int) {
         return
     }
     let accepted = slot.kind.load() == Slot.Kind.accepted
-    if !privateState.pointee.eager, isRefused(slot.peerAddress, wholeHost: accepted, now) {
+    let rejoins = session.connection.pointee.rejoins
+    if !privateState.pointee.eager, !rejoins, isRefused(slot.peerAddress, wholeHost: accepted, now) {
         slot.reason.store(Reason.peerNotSwitched.rawValue)
         slot.nextAttempt.store(now &+ 100_000_000)
         return
@@ -210,12 +211,15 @@ private func announce(_ fd: Int32, _ index: Int) {
     if slot.localAddress.family == 0, !recordLocalAddress(fd, slot) { return keepOnTCP(index, .noProvider) }
     guard lockPending() else { return }
     defer { unlockPending() }
-    slot.nextAttempt.store(now &+ retryNanoseconds(slot.attempts.add(1)))
-    if accepted { offer(fd, index) } else { connectCompanion(fd, index) }
+    slot.nextAttempt.store(now &+ retryNanoseconds(slot.attempts.add(1), rejoins: rejoins))
+    if accepted, !rejoins { offer(fd, index) } else { connectCompanion(fd, index) }
 }
 
-/// Back-off of announcements of one connection: 20 ms, doubling, at most 5 s.
-private func retryNanoseconds(_ attempt: UInt64) -> UInt64 { 20_000_000 << min(attempt, 8) }
+/// Back-off of announcements of one connection: 20 ms, doubling, at most 5 s. One that begins anew is announced at least every
+/// 640 ms for the first quarter of a minute, so that the times for which the two ends wait (half a second) meet.
+private func retryNanoseconds(_ attempt: UInt64, rejoins: Bool) -> UInt64 {
+    20_000_000 << min(attempt, rejoins && attempt < 24 ? 5 : 8)
+}
 
 /// The cookie by which a provider names an offered or connecting socket: slot and generation.
 func cookie(_ index: Int, _ slot: Slot) -> UInt64 { UInt64(index) | slot.generation.loadRelaxed() << 20 }
@@ -233,7 +237,8 @@ private func connectCompanion(_ fd: Int32, _ index: Int) {
     guard let provider = connection.pointee.provider else { return }
     let entry = UnsafeMutableRawPointer(mutating: UnsafeRawPointer(provider)).assumingMemoryBound(to: ProviderEntry.self)
     let companion = connection.pointee.companion
-    var base = SOCKSWITCH_OFFER(BaseSocket: fd, Reserved: 0, Cookie: cookie(index, slot))
+    let flags = connection.pointee.rejoins ? UInt32(SOCKSWITCH_OFFER_REJOINS) : 0
+    var base = SOCKSWITCH_OFFER(BaseSocket: fd, Flags: flags, Cookie: cookie(index, slot))
     var error: Int32 = 0
     var address = InlineArray<32, UInt8>(repeating: 0)
     let name = UnsafeMutableRawPointer(withUnsafeMutablePointer(to: &address) { $0 })
@@ -260,7 +265,7 @@ private func offer(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     let slot = session.slot
     guard let (entry, companion) = listeningCompanion(session) else { return keepOnTCP(index, .noProvider) }
-    var offer = SOCKSWITCH_OFFER(BaseSocket: fd, Reserved: 0, Cookie: cookie(index, slot))
+    var offer = SOCKSWITCH_OFFER(BaseSocket: fd, Flags: 0, Cookie: cookie(index, slot))
     guard entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_OFFER), input: &offer, size: MemoryLayout<SOCKSWITCH_OFFER>.size) == 0
     else {
         let reason = lastReason(entry, companion)
@@ -280,7 +285,7 @@ func lastReason(_ entry: UnsafeMutablePointer<ProviderEntry>, _ companion: UInt)
 }
 
 /// `isAlone` for calls that come often: looks for children that died every 10 ms only.
-private func isAloneAgain(_ slot: Slot) -> Bool {
+func isAloneAgain(_ slot: Slot) -> Bool {
     let now = ss_monotonic_ns()
     if now < slot.nextAttempt.loadRelaxed() { return false }
     slot.nextAttempt.store(now &+ 10_000_000)
@@ -363,7 +368,10 @@ private func finishConnect(_ index: Int) {
     } else {
         let reason = lastReason(entry, connection.pointee.companion)
         companionFailed(index, reason)
-        if reason == .peerNotSwitched { rememberRefusal(sessionOf(index).slot.peerAddress, wholeHost: false) }
+        // Of one that begins anew it says nothing about others that go the same way.
+        if reason == .peerNotSwitched, !connection.pointee.rejoins {
+            rememberRefusal(sessionOf(index).slot.peerAddress, wholeHost: false)
+        }
     }
 }
 
@@ -540,7 +548,7 @@ func withdrawOffer(_ index: Int, _ reason: Reason) {
     guard session.connection.pointee.companionPhase == CompanionPhase.offered else { return }
     if let (entry, companion) = listeningCompanion(session) {
         var offer = SOCKSWITCH_OFFER(
-            BaseSocket: session.connection.pointee.descriptor, Reserved: 0, Cookie: cookie(index, session.slot))
+            BaseSocket: session.connection.pointee.descriptor, Flags: 0, Cookie: cookie(index, session.slot))
         // ENOENT: it was answered meanwhile, or is being accepted.
         _ = entry.ioctl(companion, UInt32(SIO_SOCKSWITCH_WITHDRAW_OFFER), input: &offer, size: MemoryLayout<SOCKSWITCH_OFFER>.size)
     }

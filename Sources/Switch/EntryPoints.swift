@@ -195,6 +195,7 @@ package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, 
     }
     let result = session.send(fd, buffer, count, flags)
     if result != count { readinessNoteFull(index) }
+    beginAnewIfLeft(index, session.slot)
     return result
 }
 
@@ -211,6 +212,7 @@ package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ co
     }
     let result = session.receive(fd, buffer, count, flags)
     if session.has(Slot.Flags.owesHandOver) { handOverAgain(fd, session) }
+    beginAnewIfLeft(index, session.slot)
     return result
 }
 
@@ -228,6 +230,7 @@ package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ 
     }
     let result = session.send(fd, message, flags)
     readinessNoteSent(index, message, result)
+    beginAnewIfLeft(index, session.slot)
     return result
 }
 
@@ -244,6 +247,7 @@ package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<m
     }
     let result = session.receive(fd, message, flags)
     if session.has(Slot.Flags.owesHandOver) { handOverAgain(fd, session) }
+    beginAnewIfLeft(index, session.slot)
     return result
 }
 
@@ -265,6 +269,7 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
     }
     let result = session.sendFile(out, input, offset, count)
     if result != count { readinessNoteFull(index) }
+    beginAnewIfLeft(index, session.slot)
     return result
 }
 

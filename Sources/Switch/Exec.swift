@@ -14,14 +14,29 @@ import StreamRing
 /// Before this process's image is replaced, or, in a vfork child, its parent's is left. No memory is needed, errno stays.
 ///
 /// True: the next image, should it be switched, can go on with what is in `text`, the value of SOCKSWITCH_INHERITED.
-package func switchBeforeExec(_ text: UnsafeMutablePointer<CChar>?, _ capacity: Int) -> Bool {
+/// `findImage` says which file it is, if it will run under the switch; it is asked only when there is a connection to leave.
+package func switchBeforeExec(
+    _ text: UnsafeMutablePointer<CChar>?, _ capacity: Int, findImage: (inout ImageIdentity) -> Bool = { _ in false }
+) -> Bool {
     guard switchIsActive, let memory = privateState.pointee.arena else { return false }
     if isForeignChild() {
-        handOverInheritable(to: .stranger) { _ in }
+        handOverInheritable { fd, index in handOver(fd, index, to: .stranger) }
         return false
     }
     var inherited = SlotSet()
-    handOverInheritable(to: .image) { inherited.insert($0) }
+    var image = ImageIdentity()
+    var isAsked = false
+    var isKnown = false
+    handOverInheritable { fd, index in
+        inherited.insert(index)
+        sessionOf(index).connection.pointee.departure = Departure.none
+        if text != nil, sessionOf(index).slot.kind.load() >= Slot.Kind.connected {
+            if !isAsked { isKnown = findImage(&image) }
+            isAsked = true
+            if isKnown, leaveToNextImage(fd, index) { return }
+        }
+        handOver(fd, index, to: .image)
+    }
     switchBeforeExit(closes: false)
     // The others close with the image. This process, which lives on under its number, must not seem to hold them.
     let arena = FamilyArena(memory)
@@ -35,10 +50,10 @@ package func switchBeforeExec(_ text: UnsafeMutablePointer<CChar>?, _ capacity: 
     }
     guard let text else { return false }
     var writer = InheritanceText(text, capacity)
-    return writeInheritance(&writer, inherited)
+    return writeInheritance(&writer, inherited, image)
 }
 
-/// exec returned: the program goes on. What was handed over stays on TCP.
+/// exec returned: the program goes on. What was handed over stays on TCP; what was left to the next image may move again.
 package func switchExecFailed() {
     guard switchIsActive, let memory = privateState.pointee.arena, !isForeignChild(), privateState.pointee.process >= 0 else { return }
     let arena = FamilyArena(memory)
@@ -48,7 +63,11 @@ package func switchExecFailed() {
         if let index = socketIndex(fd) {
             let isSame = arena.slot(index).generation.load() == sessionOf(index).connection.pointee.generation
             // Another process has closed it in between, as the last one that seemed to hold it: it is a plain socket now.
-            if !isSame || !arena.holdAgain(index, process: process) { clearDescriptorEntry(fd) }
+            if !isSame || !arena.holdAgain(index, process: process) {
+                clearDescriptorEntry(fd)
+            } else {
+                returnFromDeparture(index)
+            }
         }
         fd &+= 1
     }
@@ -57,7 +76,7 @@ package func switchExecFailed() {
 /// Before posix_spawn, system or popen make a child: its image gets what is not close-on-exec.
 package func switchBeforeSpawn() {
     guard switchIsActive else { return }
-    handOverInheritable(to: .stranger) { _ in }
+    handOverInheritable { fd, index in handOver(fd, index, to: .stranger) }
 }
 
 /// The program is going to pass `fd` to a child that execs (a dup2 in the file actions of posix_spawn).
@@ -72,16 +91,15 @@ func handOverBeforeExec(_ fd: Int32) {
     handOver(fd, index, to: .stranger)
 }
 
-/// Hands over every tracked socket that the next image inherits, and names it to `found`.
-private func handOverInheritable(to user: HandOver, _ found: (Int) -> Void) {
+/// Names every tracked socket that the next image inherits to `handOver`.
+private func handOverInheritable(_ handOver: (Int32, Int) -> Void) {
     let foreign = isForeignChild()
     var fd: Int32 = 0
     while fd < Int32(bitPattern: highestDescriptor.load()) {
         if let index = socketIndex(fd) {
             let flags = ss_sys_fcntl(fd, F_GETFD, 0)
             if flags >= 0, flags & 1 /* FD_CLOEXEC */ == 0, !foreign || isStill(fd, index) {
-                found(index)
-                handOver(fd, index, to: user)
+                handOver(fd, index)
             }
         }
         fd &+= 1

@@ -21,7 +21,9 @@ package func switchRingIsMade() {
 /// socket). False: not now; see `Session.handOver`.
 ///
 /// May sleep for some milliseconds. Call it without any lock of readiness or of the pending list.
-package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver) -> Bool {
+///
+/// `leaves`: it is left to the next image, and the peer is told so.
+package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver, leaves: Bool = false) -> Bool {
     guard let index = socketIndex(fd) else { return true }
     let session = sessionOf(index)
     if !session.isDual {
@@ -32,7 +34,7 @@ package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver) -> Bool
     }
     // The kernel has told of a reset and will not again: only the session can tell the program.
     let mayGo = reason != .unsupportedOption || !session.has(Slot.Flags.resetSeen)
-    guard mayGo, session.handOver(fd, reason) else {
+    guard mayGo, session.handOver(fd, reason, leaves: leaves) else {
         session.slot.flags.setBits(Slot.Flags.owesHandOver)
         return false
     }

@@ -83,6 +83,8 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.nextPending = 0
     record.pointee.options.clear()
     record.pointee.waitsForCompanion = false
+    record.pointee.rejoins = false
+    record.pointee.departure = Departure.none
 }
 
 /// Whether any descriptor can be the switch's at all.

@@ -2,6 +2,7 @@
 unread in the ring, and with data flowing both ways. Every byte is checked by `stage.py`, whichever process holds the end."""
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,7 +194,7 @@ class Exec(ProcessCase):
         self.with_phases(act, phases=("plain", "moved"))
 
     def test_the_next_image_knows_its_sockets(self):
-        """`ps` shows them with the reason; the variable that told of them is gone."""
+        """`ps` shows them; the variable that told of them is gone."""
         for phase in ("plain", "moved"):
             with self.subTest(phase=phase):
                 server, client = self.pair(environment=({} if phase == "plain" else EAGER))
@@ -203,11 +204,167 @@ class Exec(ProcessCase):
                     self.move(server, client)
                 for _ in range(2):
                     server.do("exec switched")
-                self.reason_of(server, "handedOver")
+                self.reason_of(server, "notWorthItYet")
                 server.tell("variables")
                 self.assertNotIn("INHERITED", server.answer("variables"))
                 server.answer("done variables")
                 self.talk(client, server)
+                self.finish(client, server)
+
+    def move_again(self, server, client):
+        """After an exec: both ends' rows show new bytes on the companion."""
+        if settings.plain:
+            return
+
+        def carried():
+            return [entry["bytes"]["companionSent"] + entry["bytes"]["companionReceived"] for entry in self.entries()]
+        self.move(server, client)
+        before = carried()
+        self.talk(client, server, 4, 1000)
+        after = carried()
+        self.assertEqual(len(after), 2)
+        for was, now in zip(before, after):
+            self.assertGreaterEqual(now - was, 8000)
+
+    def test_moves_again(self):
+        """The next image is switched, too: the connection leaves TCP again, whichever end it was."""
+        for end in ("client", "server"):
+            with self.subTest(end=end):
+                server, client = self.pair(environment={})
+                for _ in range(3):
+                    self.move_again(server, client)
+                    (client if end == "client" else server).do("exec switched")
+                self.move_again(server, client)
+                self.both_ways(client, server)
+                self.finish(client, server)
+
+    def stays(self, server, client, reason="handedOver"):
+        """After an exec: the connection works, on TCP."""
+        for _ in range(3):
+            self.talk(client, server)
+        self.reason_of(server, reason)
+        self.both_ways(client, server)
+        self.finish(client, server)
+
+    def test_moves_again_after_every_exec_of_the_family(self):
+        for how in ("path", "fexecve", "script"):
+            with self.subTest(how=how):
+                server, client = self.pair()
+                self.move(server, client)
+                server.tell(f"exec_by {how}")
+                server.answer("done exec")
+                self.move_again(server, client)
+                self.finish(client, server)
+
+    def test_stays_where_others_may_use_it(self):
+        for how in ("epoll", "duplicate", "child"):
+            with self.subTest(how=how):
+                server, client = self.pair()
+                self.move(server, client)
+                server.tell(f"exec_by {how}")
+                server.answer("done exec")
+                self.stays(server, client)
+
+    def test_stays_after_an_image_in_between(self):
+        """Switched, not switched, switched, in one process: the first one's word is not the last one's."""
+        between = os.path.join(self.directory, "between")
+        subprocess.run(["cc", "-static", "-O1", "-o", between, os.path.join(os.path.dirname(__file__), "programs", "between.c")], check=True)
+        for how in ("unset", "static " + between, "away"):
+            with self.subTest(how=how.split()[0]):
+                environment = dict(EAGER)
+                if how == "away":
+                    # A copy that can be taken away.
+                    environment["LD_PRELOAD"] = shutil.copy(os.path.join(settings.build_dir, "libsockswitch.so"), self.directory)
+                server = self.listen(environment=environment, switched=how != "away")
+                client = self.connect(server, environment=EAGER)
+                self.move(server, client)
+                server.tell(f"exec_through {how}")
+                if not how.startswith("static"):
+                    server.answer("not switched")
+                    server.answer("variable True" if how == "away" or not settings.plain else "variable")
+                if how == "away":
+                    client.do("receive 500")
+                    client.do("send 500")
+                server.answer("done exec")
+                self.stays(server, client)
+
+    def test_stays_without_a_service(self):
+        server, client = self.pair()
+        self.move(server, client)
+        self.end_service()
+        server.tell("exec switched")
+        server.answer("done exec")
+        for _ in range(3):
+            self.talk(client, server)
+        self.both_ways(client, server)
+        self.finish(client, server)
+
+    def test_both_ends_at_once(self):
+        for _ in range(3):
+            server, client = self.pair()
+            self.move(server, client)
+            for rounds in range(4):
+                for end in (server, client):
+                    end.tell("exec switched")
+                for end in (server, client):
+                    end.answer("done exec")
+                self.talk(client, server, rounds)
+            self.move_again(server, client)
+            self.finish(client, server)
+
+    def test_many_times(self):
+        """With bytes unread, and bytes on their way, and nothing left behind at the other end or in the service."""
+        server, client = self.pair()
+        self.move(server, client)
+        pids = [client.program.pid] + ([] if settings.plain else [self.service_pid()])
+        before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        for number in range(600 if settings.long else 40):
+            end, other = (server, client) if number % 3 else (client, server)
+            other.do(f"send {number * 37 % 5000 + 1}")
+            end.do("exec switched")
+            other.do("look")  # its session speaks in its next socket call
+            end.do(f"receive {number * 37 % 5000 + 1}")
+            if number % 5 == 0:
+                self.move_again(server, client)
+            else:
+                self.talk(client, server, 1 + number % 4)
+        self.move_again(server, client)
+        after = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        for was, now in zip(before, after):
+            self.assertLessEqual(now, was + 2)
+        self.finish(client, server)
+
+    def test_under_load(self):
+        """One end execs again and again while the other one streams both ways, in two threads."""
+        for end in ("server", "client"):
+            with self.subTest(end=end):
+                server, client = self.pair()
+                self.move(server, client)
+                leaver, other = (server, client) if end == "server" else (client, server)
+                rounds, piece = (60 if settings.long else 15), 400_000
+                other.tell(f"both {rounds * piece}")
+                for _ in range(rounds):
+                    leaver.do(f"both {piece}")
+                    leaver.do("exec switched")
+                other.answer("done both")
+                self.move_again(server, client)
+                self.finish(client, server)
+
+    def test_while_the_other_end_waits(self):
+        """Asleep in each of the calls that wait."""
+        for how in ("poll", "select", "epoll", "receive"):
+            with self.subTest(how=how):
+                server, client = self.pair()
+                self.move(server, client)
+                for _ in range(6):
+                    client.tell("receive 1" if how == "receive" else f"wait_readable {how}")
+                    server.do("exec switched")
+                    server.do("send 1")
+                    client.answer("done receive" if how == "receive" else "done wait_readable")
+                    if how != "receive":
+                        client.do("receive 1")
+                    self.talk(client, server, 2)
+                self.move_again(server, client)
                 self.finish(client, server)
 
     def test_what_an_image_leaves_is_not_believed(self):

@@ -62,6 +62,26 @@ import Testing
         #expect(Set([first.slot, second.slot]) == [1, 2] && first.role != second.role)
     }
 
+    @Test("Ends that begin anew need no listener, and are paired with whatever the other end is", arguments: [Role.rejoiner, Role.acceptor])
+    func rejoins(_ other: UInt32) throws {
+        let test = try ServiceUnderTest()
+        let server = try test.connectSwitched()
+        let client = try test.connectSwitched()
+        let tcp = try Connection()
+        for _ in 0..<3 {
+            client.announce(tcp.connector, slot: 5, generation: 9, role: Role.rejoiner)
+            test.settle()
+            #expect(test.service.status.announcements == 1)
+            server.announce(tcp.acceptor, slot: 3, generation: 7, role: other)
+            test.settle()
+            let one = try #require(client.receive())
+            let two = try #require(server.receive())
+            #expect(one.kind == MessageKind.paired && two.kind == MessageKind.paired && one.role != two.role)
+            // The companion before this one is forgotten.
+            #expect(test.service.status.pairs == 1)
+        }
+    }
+
     @Test("IPv6, and IPv4 through an IPv6 socket", arguments: [false, true])
     func pairsIPv6(mapped: Bool) throws {
         let test = try ServiceUnderTest()

@@ -59,7 +59,7 @@ extension ServiceProviders {
             #expect(provider.listen(socket) == .failed(EINVAL))  // port 0
             #expect(provider.connect(socket, .loopback(1)) == .failed(EINVAL))  // no base socket
             #expect(provider.ioctl(socket, Int(SIO_SOCKSWITCH_BASE_SOCKET), input: Int32(3)) == .failed(EINVAL))
-            #expect(provider.ioctl(socket, Int(SIO_SOCKSWITCH_BASE_SOCKET), input: SOCKSWITCH_OFFER(BaseSocket: 3, Reserved: 0, Cookie: 40000)) == .failed(EINVAL))
+            #expect(provider.ioctl(socket, Int(SIO_SOCKSWITCH_BASE_SOCKET), input: SOCKSWITCH_OFFER(BaseSocket: 3, Flags: 0, Cookie: 40000)) == .failed(EINVAL))
             provider.end()
         }
 

@@ -58,7 +58,7 @@ final class Setting {
     func connector(_ connection: TCPConnection, slot: UInt64, generation: UInt64 = 1) -> SOCKET {
         let socket = provider.socket()
         #expect(provider.bind(socket, connection.connectorAddress) == .done)
-        let base = SOCKSWITCH_OFFER(BaseSocket: connection.connector, Reserved: 0, Cookie: slot | generation << 20)
+        let base = SOCKSWITCH_OFFER(BaseSocket: connection.connector, Flags: 0, Cookie: slot | generation << 20)
         #expect(provider.ioctl(socket, Int(SIO_SOCKSWITCH_BASE_SOCKET), input: base) == .done)
         #expect(provider.select(socket, Int(FD_CONNECT)) == .done)
         return socket
@@ -75,7 +75,7 @@ final class Setting {
     func offer(_ listener: SOCKET, _ connection: TCPConnection, slot: UInt64, generation: UInt64 = 1) -> Outcome {
         provider.ioctl(
             listener, Int(SIO_SOCKSWITCH_OFFER),
-            input: SOCKSWITCH_OFFER(BaseSocket: connection.acceptor, Reserved: 0, Cookie: slot | generation << 20))
+            input: SOCKSWITCH_OFFER(BaseSocket: connection.acceptor, Flags: 0, Cookie: slot | generation << 20))
     }
 
     /// Takes the connection and its hello.
@@ -229,7 +229,7 @@ extension ServiceProviders {
             #expect(setting.offer(listener, connection, slot: 2) == .done)
             #expect(setting.offer(listener, connection, slot: 3) == .done)
             #expect(setting.provider.close(connector) == .done)
-            let void = SOCKSWITCH_OFFER(BaseSocket: connection.acceptor, Reserved: 0, Cookie: 2 | 1 << 20)
+            let void = SOCKSWITCH_OFFER(BaseSocket: connection.acceptor, Flags: 0, Cookie: 2 | 1 << 20)
             #expect(setting.provider.ioctl(listener, Int(SIO_SOCKSWITCH_WITHDRAW_OFFER), input: void) == .done)
             #expect(setting.provider.ioctl(listener, Int(SIO_SOCKSWITCH_WITHDRAW_OFFER), input: void) == .failed(ENOENT))
             var kinds: [UInt32] = []

@@ -146,10 +146,26 @@ SS_P ss_program_signal(int signal, SS_P handler, int once) __attribute__((visibi
 int ss_program_siginterrupt(int signal, int interrupts) __attribute__((visibility("hidden")));
 SS_P ss_program_sigset(int signal, SS_P handler) __attribute__((visibility("hidden")));
 
+/// The arguments of an exec, as the program gave them.
+struct ss_exec {
+    /// The file: `path` below `directory`, or `directory` itself (AT_EMPTY_PATH), or `path` in the directories of PATH.
+    int directory;
+    const char *_Nullable path;
+    int flags;
+    int searches;
+    char *_Nullable const *_Nullable environment;
+};
+
+/// Not 0: the next image will load this library, and is made from this file. Reads the program's memory with care.
+int ss_find_next_image(const struct ss_exec *exec, uint64_t *device, uint64_t *inode) __attribute__((visibility("hidden")));
+
+/// Whether this image is made from the file, or is the interpreter of it.
+int ss_is_this_image(uint64_t device, uint64_t inode) __attribute__((visibility("hidden")));
+
 /// What the switch wants to do before another image or another process exists (Processes.c): NULL until the constructor.
 struct ss_process_hooks {
     /// Writes at most `capacity` bytes to `text`; not 0: the next image is to have it as SOCKSWITCH_INHERITED.
-    int (*_Nullable before_exec)(char *_Nullable text, size_t capacity);
+    int (*_Nullable before_exec)(char *_Nullable text, size_t capacity, const struct ss_exec *exec);
     void (*_Nullable exec_failed)(void);
     void (*_Nullable before_spawn)(void);
     void (*_Nullable passes_to_child)(int fd);

@@ -324,7 +324,7 @@ struct PollWaiter {
     }
 
     /// Builds the kernel's list and arms the dual sockets. False: a plain socket has become dual meanwhile, and there is no
-    /// room for its doorbell.
+    /// room for its doorbell; or a dual one plain.
     private mutating func prepare(_ longest: inout UInt64) -> Bool {
         var index = 0
         while index < count {
@@ -342,8 +342,8 @@ struct PollWaiter {
                 }
             }
             if socket != 0 {
-                guard doorbells < ours else { return false }
-                entry.events = watch(sessionOf(socket), wanted, input: input, &longest)
+                guard doorbells < ours, let events = watch(sessionOf(socket), wanted, input: input, &longest) else { return false }
+                entry.events = events
                 sockets[doorbells] = UInt32(socket)
                 let doorbell = leavesDoorbellsOut ? -1 : sessionOf(socket).connection.pointee.notification
                 extended[count + doorbells] = pollfd(fd: doorbell, events: Int16(POLLIN), revents: 0)
@@ -356,19 +356,22 @@ struct PollWaiter {
     }
 
     /// Arms one dual socket, counts this thread among its sleepers, and returns what the kernel shall watch of its TCP carrier.
-    private func watch(_ session: Session, _ wanted: UInt32, input: Bool, _ longest: inout UInt64) -> Int16 {
+    /// nil: its session has just ended. Once a thread is counted, it does not end.
+    private func watch(_ session: Session, _ wanted: UInt32, input: Bool, _ longest: inout UInt64) -> Int16? {
         let output = wanted & Interest.writing != 0
         session.doorbellSleepers.add(1)  // before arming: who silences the bell looks at it afterwards
-        if session.enterWatch() {
-            if input { session.armReceive() }
-            if output, !session.sendsOnTCP, !session.looksWritable {
-                session.armSend()
-                // Its bell may be taken by a reader of the same socket.
-                longest = min(longest, 20_000_000)
-            }
-            if session.hasBacklog || session.connection.pointee.writer?.needsAttention ?? false { longest = min(longest, 1_000_000) }
-            session.leaveWatch(0)
+        guard session.enterWatch() else {
+            session.stopSleepingOnDoorbell()
+            return nil
         }
+        if input { session.armReceive() }
+        if output, !session.sendsOnTCP, !session.looksWritable {
+            session.armSend()
+            // Its bell may be taken by a reader of the same socket.
+            longest = min(longest, 20_000_000)
+        }
+        if session.hasBacklog || session.connection.pointee.writer?.needsAttention ?? false { longest = min(longest, 1_000_000) }
+        session.leaveWatch(0)
         var events = wanted & Interest.priority
         // After its end TCP is readable for ever, and the stream may not be over yet.
         if session.mayWatchForEnd {

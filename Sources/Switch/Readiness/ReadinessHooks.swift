@@ -76,6 +76,33 @@ func followRelatives(_ root: ReadinessRoot, _ socket: Int) {
     makeAllPlain(root, socket)
 }
 
+/// The kernel's part of one of its registrations cannot be changed any more (see `orphan`): it must stay what it is.
+func readinessHasOrphans(_ socket: Int) -> Bool {
+    anyRegistration(socket) { _, one in one.isOrphan } ?? true
+}
+
+/// One of the epoll sets that the socket is registered in goes to the next image, which would know nothing of that.
+func readinessOutlivesExec(_ socket: Int) -> Bool {
+    anyRegistration(socket) { _, one in
+        isInheritable(DescriptorKind.epollSet << 28 | one.set)
+    } ?? true
+}
+
+/// nil: it cannot be known, in a signal handler that interrupted the holder of the lock.
+private func anyRegistration(_ socket: Int, _ holds: (ReadinessRoot, Registration) -> Bool) -> Bool? {
+    guard let root = ReadinessRoot.existing else { return false }
+    let lock = root.socketLock(socket)
+    guard lock.lock() == .acquired else { return nil }
+    defer { lock.unlock() }
+    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
+    while index != 0 {
+        let one = root.registration(index)
+        if holds(root, one) { return true }
+        index = one.nextInSocket
+    }
+    return false
+}
+
 /// Nobody will sift the events of this process's sets any more: the kernel gets every registration of the socket as the
 /// program made it, one-shot ones included.
 func readinessLeaveToKernel(_ socket: Int) {

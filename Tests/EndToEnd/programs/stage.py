@@ -240,6 +240,76 @@ class Stage:
         os.set_inheritable(fd, True)
         os.execve(sys.executable, self.arguments(fd), self.environment(switched))
 
+    def do_exec_by(self, how):
+        """The same through the other calls of the family, and with other things kept."""
+        fd = self.connection.fileno()
+        os.set_inheritable(fd, True)
+        arguments, environment = self.arguments(fd), self.environment("switched")
+        if how == "path":
+            os.environ["PATH"] = "/nonexistent:" + os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
+            encoded = [os.path.basename(sys.executable).encode(), *(word.encode() for word in arguments[1:]), None]
+            ctypes.CDLL(None).execvp(encoded[0], (ctypes.c_char_p * len(encoded))(*encoded))
+        elif how == "fexecve":
+            os.execve(os.open(sys.executable, os.O_RDONLY), arguments, environment)
+        elif how == "script":
+            os.execve(self.script(), arguments[1:], environment)
+        elif how == "epoll":  # a set that the next image inherits watches the connection
+            set = select.epoll()
+            set.register(self.connection, select.EPOLLIN)
+            os.set_inheritable(set.fileno(), True)
+            os.execve(sys.executable, arguments, environment)
+        elif how == "duplicate":
+            os.set_inheritable(os.dup(fd), True)
+            os.execve(sys.executable, arguments, environment)
+        elif how == "child":  # holds it, too
+            child = os.fork()
+            if child == 0:
+                signal.alarm(5)
+                signal.pause()
+            os.execve(sys.executable, arguments, environment)
+
+    def script(self):
+        """This program as a file that the kernel itself has interpreted."""
+        path = os.path.join(os.getcwd(), f"stage-{os.getpid()}")
+        with open(path, "w") as file:
+            file.write(f"#!{sys.executable}\nimport runpy, sys\nsys.argv[0] = {os.path.abspath(__file__)!r}\n"
+                       f"runpy.run_path({os.path.abspath(__file__)!r}, run_name='__main__')\n")
+        os.chmod(path, 0o700)
+        return path
+
+    def do_exec_through(self, how, program=""):
+        """An image in between that is not switched passes everything on, this one's variable, too."""
+        fd = self.connection.fileno()
+        os.set_inheritable(fd, True)
+        library = os.environ.get("LD_PRELOAD", "")
+        if how == "static":  # `program` forks a child that keeps the connection, and execs its arguments
+            os.execve(program, [program, *self.arguments(fd)], dict(os.environ))
+        again = [sys.executable, os.path.abspath(__file__), "through", library, *self.arguments(fd)[2:]]
+        if how == "unset":
+            os.execve(sys.executable, again, self.environment("plain"))
+        # The library's file is away when the image begins, and there again when it ends.
+        os.rename(library, library + ".away")
+        again[2] = "again"  # instead of "through"
+        os.execve(sys.executable, again, dict(os.environ))
+
+    def pass_on(self, words):
+        """Such an image: reads and writes some bytes that nobody counts, and execs what it would have been."""
+        if words[0] == "again":
+            os.rename(words[1] + ".away", words[1])
+        self.connection = socket.socket(fileno=int(words[3]))
+        self.sent, self.received, self.client = int(words[4]), int(words[5]), words[6] == "client"
+        if not any("libsockswitch" in line for line in open("/proc/self/maps")):
+            say("not switched")
+        say("variable " + str("SOCKSWITCH_INHERITED" in os.environ))
+        if words[0] == "again":
+            self.send(500)
+            self.receive(500)
+        os.set_inheritable(self.connection.fileno(), True)
+        environment = dict(os.environ)
+        if words[1]:
+            environment["LD_PRELOAD"] = words[1]
+        os.execve(sys.executable, self.arguments(self.connection.fileno()), environment)
+
     def do_exec_listener(self):
         fd = self.listener.fileno()
         os.set_inheritable(fd, True)
@@ -530,6 +600,8 @@ class Stage:
             self.sent, self.received, self.client = int(words[2]), int(words[3]), words[4] == "client"
             self.connection.getpeername()
             say("done exec")
+        elif words[0] in ("through", "again"):
+            self.pass_on(words)
         elif words[0] == "receive":
             self.take(words[1])
             say("done taken")

@@ -7,34 +7,43 @@ import StreamRing
 extension Endpoint {
     /// Sends from consecutive memory; >= 0 or -errno.
     package func send(_ bytes: UnsafeRawPointer, _ count: Int, _ flags: Int = 0) -> Int {
-        session.isDual
-            ? session.send(fd, bytes, count, Int32(flags) | noSignal) : ss_sys_sendto(fd, bytes, count, Int32(flags) | noSignal)
+        plainly(slot.plainWriters) { ss_sys_sendto(fd, bytes, count, Int32(flags) | noSignal) }
+            ?? session.send(fd, bytes, count, Int32(flags) | noSignal)
+    }
+
+    /// A plain call, counted as the switch does it. nil: the socket is dual.
+    private func plainly(_ counter: CallCount, _ call: () -> Int) -> Int? {
+        if session.isDual { return nil }
+        let ticket = counter.enter()
+        defer { counter.leave(ticket) }
+        return slot.mode.loadSequential() == Slot.Mode.plain ? call() : nil
     }
 
     /// Sends consecutive memory cut into pieces of the given lengths.
     package func send(_ bytes: UnsafeMutableRawPointer, pieces: [Int], _ flags: Int = 0) -> Int {
-        withMessage(bytes, pieces) {
-            session.isDual ? session.send(fd, $0, Int32(flags) | noSignal) : ss_sys_sendmsg(fd, $0, Int32(flags) | noSignal)
+        withMessage(bytes, pieces) { message in
+            plainly(slot.plainWriters) { ss_sys_sendmsg(fd, message, Int32(flags) | noSignal) }
+                ?? session.send(fd, message, Int32(flags) | noSignal)
         }
     }
 
     package func receive(_ bytes: UnsafeMutableRawPointer, _ count: Int, _ flags: Int = 0) -> Int {
-        session.isDual ? session.receive(fd, bytes, count, Int32(flags)) : ss_sys_recvfrom(fd, bytes, count, Int32(flags))
+        plainly(slot.plainReaders) { ss_sys_recvfrom(fd, bytes, count, Int32(flags)) } ?? session.receive(fd, bytes, count, Int32(flags))
     }
 
     package func receive(_ bytes: UnsafeMutableRawPointer, pieces: [Int], _ flags: Int = 0) -> Int {
-        withMessage(bytes, pieces) {
-            session.isDual ? session.receive(fd, $0, Int32(flags)) : ss_sys_recvmsg(fd, $0, Int32(flags))
+        withMessage(bytes, pieces) { message in
+            plainly(slot.plainReaders) { ss_sys_recvmsg(fd, message, Int32(flags)) } ?? session.receive(fd, message, Int32(flags))
         }
     }
 
     package func sendFile(_ file: Int32, _ offset: inout Int64, _ count: Int) -> Int {
-        session.isDual ? session.sendFile(fd, file, &offset, count) : ss_sys_sendfile(fd, file, &offset, count)
+        plainly(slot.plainWriters) { ss_sys_sendfile(fd, file, &offset, count) } ?? session.sendFile(fd, file, &offset, count)
     }
 
     /// Hands the socket over as the switch does; from then on the calls above are the kernel's.
-    package func handOver() -> Bool {
-        guard session.handOver(fd, .handedOver) else { return false }
+    package func handOver(leaves: Bool = false) -> Bool {
+        guard session.handOver(fd, .handedOver, leaves: leaves) else { return false }
         slot.mode.storeSequential(Slot.Mode.plain)
         session.ringOurselves()
         session.awaitRewound(fd)
@@ -66,7 +75,7 @@ extension Endpoint {
         while true {
             if !session.isDual {
                 var entry = pollfd(fd: fd, events: Int16(truncatingIfNeeded: interest), revents: 0)
-                if ss_sys_ppoll(&entry, 1, nil, nil) > 0 { return UInt32(UInt16(bitPattern: entry.revents)) }
+                if plainly(slot.plainReaders, { ss_sys_ppoll(&entry, 1, nil, nil) }) ?? 0 > 0 { return UInt32(UInt16(bitPattern: entry.revents)) }
                 continue
             }
             session.maintain(fd)

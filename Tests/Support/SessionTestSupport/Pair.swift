@@ -98,6 +98,7 @@ package enum TestArena {
 /// A real TCP connection over loopback with a companion beside it, both ends in this process.
 package final class Pair: @unchecked Sendable {
     package struct Failed: Error {}
+    private let family: Int32
     /// The connecting and the accepted side.
     package let a: Endpoint
     package let b: Endpoint
@@ -107,10 +108,17 @@ package final class Pair: @unchecked Sendable {
         _ provider: LoadedProvider, family: Int32 = AF_INET, ringBytes: UInt32 = 0, before: (Int32, Int32) -> Void = { _, _ in }
     ) throws {
         let (client, server) = Pair.connectedSockets(family)
+        self.family = family
         before(client, server)
         a = Endpoint(fd: client, kind: Slot.Kind.connected, provider, family: family)
         b = Endpoint(fd: server, kind: Slot.Kind.accepted, provider, family: family)
         ss_session_state.initial_ring_bytes = ringBytes
+        try beginSessions()
+    }
+
+    /// Binds and connects the companions of both ends, exchanges the hellos and goes dual.
+    private func beginSessions() throws {
+        let provider = a.provider
         for end in [a, b] {
             var address = sockaddr_storage()
             var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
@@ -139,6 +147,43 @@ package final class Pair: @unchecked Sendable {
             sched_yield()
         }
         for end in [a, b] { end.slot.mode.storeSequential(Slot.Mode.dual) }
+    }
+
+    /// `leaver` execs, as it were: it hands over and leaves, and what comes after it has no session. The other end, whose calls
+    /// notice that, ends its own. Then both have new companions. False: not now, or the stream is over (`stop`).
+    package func beginAnew(_ leaver: Endpoint, stop: () -> Bool = { false }) throws -> Bool {
+        let other = leaver === a ? b : a
+        while !leaver.handOver(leaves: true) {
+            if stop() { return false }
+            usleep(100)
+        }
+        guard leaver.session.connection.pointee.departure == Departure.told else { return false }
+        leaver.session.connection.pointee.departure = Departure.none
+        while !leaver.session.restartAfterLeaving({}) {
+            if stop() { return false }
+            sched_yield()
+        }
+        while true {
+            if stop() { return false }
+            guard other.slot.flags.load() & Slot.Flags.peerLeft != 0 else {
+                sched_yield()
+                continue
+            }
+            other.slot.flags.clearBits(Slot.Flags.peerLeft)
+            if other.session.restart({}) { break }
+        }
+        try connectAgain(leaver)
+        return true
+    }
+
+    /// New companions for both ends, whose sessions have ended since `leaver` left.
+    package func connectAgain(_ leaver: Endpoint) throws {
+        leaver.slot.flags.clearBits(Slot.Flags.tcpOnly)
+        for end in [a, b] {
+            end.provider.close(end.companion)
+            end.session.connection.pointee.companion = end.provider.socket(family)
+        }
+        try beginSessions()
     }
 
     package func close() {

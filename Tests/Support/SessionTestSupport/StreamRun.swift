@@ -16,6 +16,8 @@ package struct StreamPlan: Sendable {
     package var largestSendBits: UInt64 = 22
     /// One end or both are handed over at random moments.
     package var handsOver = false
+    /// The session is ended by one end and begun anew at random moments, as over exec.
+    package var beginsAnew = false
     package init(seed: UInt64, seconds: Double) {
         self.seed = seed
         self.seconds = seconds
@@ -209,13 +211,30 @@ private func runHandOver(_ end: Endpoint, _ plan: StreamPlan, _ number: UInt64, 
     while !stop(), !end.handOver() { usleep(UInt32(random.next(below: 300))) }
 }
 
+/// Begins the session anew again and again, at random moments.
+private func runNewBeginnings(_ pair: Pair, _ plan: StreamPlan, _ count: Counter, stop: @escaping @Sendable () -> Bool) {
+    var random = RandomSource(plan.seed &+ 5000)
+    while !stop() {
+        usleep(UInt32(random.next(below: 2000)))
+        do {
+            guard try pair.beginAnew(random.oneIn(2) ? pair.a : pair.b, stop: stop) else { return }
+            count.add()
+        } catch {
+            print("STREAM FAILURE: no new session")
+            return
+        }
+    }
+}
+
 /// Carrier changes that both ends counted.
 package func carrierChanges(_ pair: Pair) -> UInt64 {
     pair.a.slot.carrierChanges.load() + pair.b.slot.carrierChanges.load()
 }
 
 /// Runs both directions of a pair at once, with carrier changes, to their ends. Returns the number of failures.
-package func runStreams(_ pair: Pair, _ plan: StreamPlan, prefix: UInt64 = 0) -> (failures: UInt64, bytes: UInt64, changes: UInt64) {
+package func runStreams(
+    _ pair: Pair, _ plan: StreamPlan, prefix: UInt64 = 0, beginnings: Counter = Counter()
+) -> (failures: UInt64, bytes: UInt64, changes: UInt64) {
     let memory = Buffer(2 * StreamDirection.bytes)
     memset(memory.bytes, 0, memory.count)
     let directions = [
@@ -235,6 +254,7 @@ package func runStreams(_ pair: Pair, _ plan: StreamPlan, prefix: UInt64 = 0) ->
         }
         let isOver = Flag()
         var others = [startThread { runCarrierChanges([pair.a, pair.b], seed: plan.seed) { isOver.isSet } }]
+        if plan.beginsAnew { others.append(startThread { runNewBeginnings(pair, plan, beginnings) { isOver.isSet } }) }
         if plan.handsOver {
             for (number, end) in [pair.a, pair.b].enumerated() {
                 others.append(startThread { runHandOver(end, plan, UInt64(number)) { isOver.isSet } })

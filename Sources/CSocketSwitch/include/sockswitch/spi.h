@@ -204,7 +204,10 @@ typedef struct SOCKET_ADDRESS_LIST { int32_t iAddressCount; SOCKSWITCH_SUBNET Ad
 /// A TCP/IP connection for which a companion may be asked: `BaseSocket` stays the switch's.
 /// `Cookie` names the connection: the slot of the switch's socket table in bits 0…19, the slot's generation above.
 /// At most one announcement (connecting or offered) of a slot waits at a time.
-typedef struct SOCKSWITCH_OFFER { int32_t BaseSocket; uint32_t Reserved; uint64_t Cookie; } SOCKSWITCH_OFFER;
+/// `Flags`: 0, or SOCKSWITCH_OFFER_REJOINS for a connection whose session is begun anew after an exec: both ends connect, and
+/// wait for each other; no listening companion has a part in it.
+enum { SOCKSWITCH_OFFER_REJOINS = 1 };
+typedef struct SOCKSWITCH_OFFER { int32_t BaseSocket; uint32_t Flags; uint64_t Cookie; } SOCKSWITCH_OFFER;
 
 /// The end of an offer that did not lead to a companion: the offer's cookie and why (SOCKSWITCH_REASON_…).
 typedef struct SOCKSWITCH_OFFER_RESULT { uint64_t Cookie; int32_t Reason; uint32_t Reserved; } SOCKSWITCH_OFFER_RESULT;
