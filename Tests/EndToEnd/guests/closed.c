@@ -5,19 +5,39 @@
 static char bytes[1 << 20];
 static int called, file;
 
+// The thread that is about to sleep; 0: it has not come so far.
+static _Atomic pid_t caller;
+
+// Whether it has slept for a while, whatever the machine is busy with.
+static void await_sleep(void) {
+    char path[64], status[256];
+    for (int asleep = 0; asleep < 20; usleep(2000)) {
+        snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)caller);
+        FILE *file = caller ? fopen(path, "r") : NULL;
+        if (!file) continue;
+        char *state = fgets(status, sizeof status, file) ? strrchr(status, ')') : NULL;
+        asleep = state && state[2] == 'S' ? asleep + 1 : 0;
+        fclose(file);
+    }
+    caller = 0;
+}
+
 static void *receiving(void *unused) {
     char taken[64];
+    caller = gettid();
     recv(called, taken, sizeof taken, 0);
     return NULL;
 }
 
 static void *looking_for_more(void *unused) {
     char taken[64];
+    caller = gettid();
     recv(called, taken, sizeof taken, MSG_PEEK | MSG_WAITALL);
     return NULL;
 }
 
 static void *sending(void *unused) {
+    caller = gettid();
     send(called, "MISDIRECTED", 11, MSG_NOSIGNAL);
     return NULL;
 }
@@ -25,12 +45,14 @@ static void *sending(void *unused) {
 static void *sending_much(void *unused) {
     static char much[16 << 20];
     memset(much, 'M', sizeof much);
+    caller = gettid();
     send(called, much, sizeof much, MSG_NOSIGNAL);
     return NULL;
 }
 
 static void *sending_file(void *unused) {
     off_t start = 0;
+    caller = gettid();
     sendfile(called, file, &start, 64 << 20);
     return NULL;
 }
@@ -50,7 +72,7 @@ static void close_under(void *(*call)(void *), int fills) {
     called = e.client;
     pthread_t thread;
     pthread_create(&thread, NULL, call, NULL);
-    usleep(50000);
+    await_sleep();
     // Not the number but what stands behind it is closed, so that the next connection gets it for certain.
     SHOW(close(e.client));
     struct ends next = make_ends();
@@ -89,7 +111,7 @@ static void closed_a_duplicate(void) {
     called = e.client;
     pthread_t thread;
     pthread_create(&thread, NULL, receiving, NULL);
-    usleep(50000);
+    await_sleep();
     SHOW(close(e.client));
     struct ends next = make_ends();
     SHOW(next.client == e.client);
@@ -108,6 +130,7 @@ static void closed_a_duplicate(void) {
 static int set;
 static void *waiting(void *unused) {
     struct epoll_event event;
+    caller = gettid();
     epoll_wait(set, &event, 1, 3000);
     return NULL;
 }
@@ -120,7 +143,7 @@ static void closed_set(void) {
         epoll_ctl(set, EPOLL_CTL_ADD, e.client, &event);
         pthread_t thread;
         pthread_create(&thread, NULL, waiting, NULL);
-        usleep(50000);
+        await_sleep();
         close(set);
         int after = epoll_create1(0);
         SHOW(after == set);
