@@ -8,16 +8,18 @@ static int called, file;
 // The thread that is about to sleep; 0: it has not come so far.
 static _Atomic pid_t caller;
 
-// Whether it has slept for a while, whatever the machine is busy with.
+// Until it has slept for some milliseconds, or is through, whatever else the machine is busy with.
 static void await_sleep(void) {
+    while (!caller) usleep(1000);
     char path[64], status[256];
-    for (int asleep = 0; asleep < 20; usleep(2000)) {
-        snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)caller);
-        FILE *file = caller ? fopen(path, "r") : NULL;
-        if (!file) continue;
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)caller);
+    for (int asleep = 0; asleep < 5; usleep(1000)) {
+        FILE *file = fopen(path, "r");
+        if (!file) break;
         char *state = fgets(status, sizeof status, file) ? strrchr(status, ')') : NULL;
         asleep = state && state[2] == 'S' ? asleep + 1 : 0;
         fclose(file);
+        if (!state) break;
     }
     caller = 0;
 }
