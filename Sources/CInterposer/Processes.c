@@ -62,21 +62,28 @@ static int exec_failed(int result, int owns) {
 
 // Which image comes next.
 
+// This library's file, as the linker was told of it.
+static const char *own_name;
+
+void ss_find_own_name(void) {
+    Dl_info own;
+    if (dladdr(&variable_is_taken, &own) && own.dli_fname && own.dli_fname[0] == '/') own_name = own.dli_fname;
+}
+
 /// Whether the environment has this very library loaded before the next image.
 static int loads_this_library(char *const *environment) {
     static const char preload[] = "LD_PRELOAD=";
-    Dl_info own;
-    if (!environment || !dladdr(&variable_is_taken, &own) || !own.dli_fname || own.dli_fname[0] != '/') return 0;
+    if (!environment || !own_name) return 0;
     for (long i = 0; i <= MAXIMUM_VARIABLES; i++) {
         char *entry;
         char start[sizeof preload - 1];
         if (ss_copy_program_memory(&entry, environment + i, sizeof entry) != 0 || !entry) return 0;
         if (ss_copy_program_memory(start, entry, sizeof start) != 0 || memcmp(start, preload, sizeof start) != 0) continue;
         // A list between blanks or colons.
-        size_t length = strlen(own.dli_fname);
+        size_t length = strlen(own_name);
         for (const char *at = entry + sizeof start; *at;) {
             size_t item = strcspn(at, " :");
-            if (item == length && memcmp(at, own.dli_fname, length) == 0) return 1;
+            if (item == length && memcmp(at, own_name, length) == 0) return 1;
             at += item;
             at += strspn(at, " :");
         }

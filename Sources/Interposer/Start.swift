@@ -20,6 +20,7 @@ let start: @convention(c) () -> Void = {
         service: copyOfEnvironment(Environment.service, 0), policy: copyOfEnvironment(Environment.policy, 1),
         wait: copyOfEnvironment(Environment.wait, 2), upgrade: copyOfEnvironment(Environment.upgrade, 3),
         seccomp: copyOfEnvironment(Environment.seccomp, 4))
+    ss_find_own_name()
     if let inherited = ss_take_inheritance() { switchAdopt(inherited) { ss_is_this_image($0.device, $0.inode) != 0 } }
 }
 

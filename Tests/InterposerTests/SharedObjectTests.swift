@@ -30,6 +30,8 @@ import Testing
             "__chk_fail", "bcmp", "__errno_location", "__libc_single_threaded", "__register_atfork", "__sigaction", "clock_gettime", "dlsym",
             "environ", "memchr", "memcmp", "memcpy", "memmove", "memset", "pthread_setcanceltype", "pthread_testcancel",
             "sched_getcpu", "sigaddset", "sigdelset", "sigemptyset", "strlen", "strncmp", "strnlen",
+            // Which file the next image of an exec is made from, and whether the environment loads this library into it.
+            "dladdr", "getauxval", "getenv", "strchr", "strcspn", "strspn",
             // How a shared object is made: weak, and absent in most programs.
             "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__cxa_finalize", "__gmon_start__", "__tls_get_addr",
         ]

@@ -135,6 +135,8 @@ static inline int ss_descriptor_of_aio_in(void *_Nullable list, int index) {
 /// What the former image of this process left as SOCKSWITCH_INHERITED, taken out of the environment: it is for
 /// this image alone. NULL: nothing.
 const char *_Nullable ss_take_inheritance(void) __attribute__((visibility("hidden")));
+/// Once, in the constructor: the linker's lock is none to wait for between fork and exec.
+void ss_find_own_name(void) __attribute__((visibility("hidden")));
 
 /// Acts on a pending cancellation of the calling thread: every tracked call that libc makes a cancellation point does
 /// this before it begins and when a signal interrupted it.
