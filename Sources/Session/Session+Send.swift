@@ -134,12 +134,10 @@ extension Session {
         let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
         guard geometry.write(remote.ring, at: position, from: buffer, count: count) else { return 0 }
         let end = position &+ UInt64(count)
-        publishProducer(end, at: count <= Session.quicklyCopied ? now : ss_cycles())
+        publishProducer(end, at: ss_cycles())
         return count
     }
 
-    /// Copied while a clock makes a step that nobody looks at: reading it costs more.
-    private static var quicklyCopied: Int { 512 }
     /// Some 5 to 10 ms: how long a sender may go without asking the kernel whether its peer is still there.
     static var peerCheckCycles: UInt64 { 20_000_000 }
     static var fullsBeforeWidening: UInt64 { 2 }
