@@ -18,7 +18,7 @@ package struct Connection {
 
     /// Threads that look at the windows without holding a lock: unmapping waits for them.
     package var watchers: UInt64 = 0
-    /// 1: the session is up, `local` and `remote` may be used.
+    /// The session is up, `local` and `remote` may be used: `Up`.
     package var up: UInt64 = 0
     /// Threads of this process that sleep on the doorbell level-triggered (receive, send, poll, select).
     package var doorbellSleepers: UInt64 = 0
@@ -120,6 +120,14 @@ package struct Connection {
         package static var sendSpinNanoseconds: Int { 60 }
         package static var descriptorCount: Int { 72 }
     }
+}
+
+/// Values of `Connection.up`.
+package enum Up {
+    package static var no: UInt64 { 0 }
+    package static var yes: UInt64 { 1 }
+    /// Up, and whoever holds both locks wants to end it: no thread begins to look at the windows until that is decided.
+    package static var undecided: UInt64 { 2 }
 }
 
 /// Values of `Connection.departure`.

@@ -111,7 +111,8 @@ extension Session {
             var patience = 0
             while !writer.flush(upTo: position), !writer.hasFailed, patience < 5 { patience &+= 1 }
             if !writer.hasFailed, patience == 5 { writer.fail() }
-            if writer.hasFailed { breakOff(.companionFailed) }
+            // A peer that has followed the cut needs the companion no more, and may be gone.
+            if writer.hasFailed { _ = companionIsLost }
         } else {
             ringReceiver()
         }

@@ -51,7 +51,7 @@ extension Session {
         var mustReset = false
         if isUp {
             if last { mustReset = sayGoodbye() }
-            word(Connection.Offsets.up).store(0)
+            word(Connection.Offsets.up).store(Up.no)
             fullFence()  // pairs with the addition in enterWatch
             while watchers.loadSequential() != 0 { _ = ss_sys_sched_yield() }
             releaseWindows(last: last)

@@ -83,7 +83,7 @@ extension Session {
     }
 
     private func endHere(_ retire: () -> Void) -> Bool {
-        word(Connection.Offsets.up).store(0)
+        word(Connection.Offsets.up).store(Up.undecided)
         fullFence()  // pairs with the addition in enterWatch
         var patience = 0
         while watchers.loadSequential() != 0, patience < 100 {
@@ -92,7 +92,7 @@ extension Session {
         }
         // Whoever sleeps on the doorbell would not hear the next one. (It counted itself among the sleepers as a watcher.)
         guard watchers.loadSequential() == 0, doorbellSleepers.loadSequential() == 0 else {
-            word(Connection.Offsets.up).store(1)
+            word(Connection.Offsets.up).store(Up.yes)
             ringOurselves()
             return false
         }
@@ -105,7 +105,9 @@ extension Session {
         slot.invitation.store(Invitation.none)
         slot.flags.clearBits(Slot.Flags.peerLeft)
         slot.reason.store(Reason.waitingForPeer.rawValue)
+        // In this order: what is not up and still dual has ended for good.
         slot.mode.storeSequential(Slot.Mode.plain)
+        word(Connection.Offsets.up).store(Up.no)
         retire()
         releaseWindows(last: true)
         connection.pointee.peerIsHere = false

@@ -339,8 +339,10 @@ extension Session {
         while done < count {
             if slot.sendLock.lock() == .ownedByThisThread { result = -Int(EAGAIN) } else {
                 let isOpen = stands(wait.generation)
-                let isPlain = isOpen && !isDual
-                result = isOpen && isInService ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
+                let takesPart = isOpen && isInService
+                // Asked afterwards: a hand-over makes the socket plain without the lock.
+                let isPlain = isOpen && !takesPart && !isDual
+                result = takesPart ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
                 slot.sendLock.unlock()
                 if isPlain {
                     // The session has ended under this call.

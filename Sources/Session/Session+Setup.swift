@@ -142,7 +142,7 @@ extension Session {
         if has(Slot.Flags.writeShutDown) { sayHalfClosed() }
         remote.ringBytes.store(Session.initialRing)  // after the end flags: says that they count
         publish(line: 0)
-        word(Connection.Offsets.up).store(1)
+        word(Connection.Offsets.up).store(Up.yes)
         fullFence()  // willShutDown sets the flag, then looks whether the session is up; here it is the other way round
         if has(Slot.Flags.writeShutDown) { sayHalfClosed() }
         return .done

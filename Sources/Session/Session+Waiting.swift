@@ -196,10 +196,17 @@ extension Session {
 
     /// Keeps the windows mapped until `leaveWatch`. False: they are gone.
     package func enterWatch() -> Bool {
-        watchers.add(1)
-        if isUp { return true }
-        watchers.subtract(1)
-        return false
+        var patience = 0
+        while true {
+            watchers.add(1)
+            let up = word(Connection.Offsets.up).load()
+            if up == Up.yes { return true }
+            watchers.subtract(1)
+            // (A signal handler that interrupted the very thread that decides would wait in vain.)
+            if up == Up.no || patience == 1000 { return false }
+            patience &+= 1
+            _ = ss_sys_sched_yield()
+        }
     }
 
     @discardableResult

@@ -34,7 +34,7 @@ package struct Session {
 
     /// The windows are there. Stays true for whoever saw it under a lock or between `enterWatch` and `leaveWatch`.
     @inline(__always)
-    package var isUp: Bool { word(Connection.Offsets.up).load() != 0 }
+    package var isUp: Bool { word(Connection.Offsets.up).load() != Up.no }
 
     /// Under a lock: the session is up and data calls go through it. While one that was begun anew is up and not in service yet,
     /// nobody may change the carrier: plain calls are under way.
