@@ -224,7 +224,9 @@ extension EpollSet {
             let one = root.registration(index)
             let next = one.hotNext
             let since = one.since
-            let isTooLate = order.bound != 0 && SenderMark.isLater(sessionOf(one.socket).peerMark, than: order.bound)
+            // The mark after the first look: what comes between the two is too late, and must not be told under an older mark.
+            let isTooLate = order.bound != 0
+                && (!one.mayBeReady() || SenderMark.isLater(sessionOf(one.socket).peerMark, than: order.bound))
             let found = isTooLate ? 0 : report(root, index, now, mayAsk: mayAsk)
             if found != 0 {
                 // The mark after the look: whatever it found had left its mark by then.
