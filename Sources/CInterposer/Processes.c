@@ -126,13 +126,16 @@ int ss_find_next_image(const struct ss_exec *exec, uint64_t *device, uint64_t *i
     return identify(exec->directory, exec->path, exec->flags & (AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW), device, inode);
 }
 
-int ss_is_this_image(uint64_t device, uint64_t inode) {
+static int is_file(const char *path, uint64_t device, uint64_t inode) {
     uint64_t found_device, found_inode;
-    if (identify(AT_FDCWD, "/proc/self/exe", 0, &found_device, &found_inode) && found_device == device && found_inode == inode)
-        return 1;
+    return identify(AT_FDCWD, path, 0, &found_device, &found_inode) && found_device == device && found_inode == inode;
+}
+
+int ss_is_this_image(uint64_t device, uint64_t inode) {
+    if (is_file("/proc/self/exe", device, inode)) return 1;
     // A script: the image is its interpreter.
     const char *name = (const char *)getauxval(AT_EXECFN);
-    return name && identify(AT_FDCWD, name, 0, &found_device, &found_inode) && found_device == device && found_inode == inode;
+    return name && is_file(name, device, inode);
 }
 
 /// How many variables there are; -1: too many for a copy.

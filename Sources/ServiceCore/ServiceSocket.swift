@@ -30,8 +30,9 @@ package final class ServiceSocket {
     /// The socket's own node: what is removed in the end must be this one.
     private let node: Node
 
-    private var temporaryPath: String { "\(path).new" }
+    private var temporaryPath: String { ServiceSocket.temporaryPath(path) }
     private var lockPath: String { ServiceSocket.lockPath(path) }
+    private static func temporaryPath(_ path: String) -> String { "\(path).new" }
     private static func lockPath(_ path: String) -> String { "\(path).lock" }
 
     /// Takes the path. A service of root's is open to every user; another only to its own.
@@ -43,17 +44,16 @@ package final class ServiceSocket {
         let directory = ServicePath.directory(of: path)
         ownsDirectory = ServicePath.isPrivateDirectory(directory)
         lock = try ServiceSocket.takeLock(path, privateDirectory: ownsDirectory ? directory : nil)
-        for name in [path, "\(path).new"] {
+        let temporary = ServiceSocket.temporaryPath(path)
+        for name in [path, temporary] {
             if let complaint = ServiceSocket.complaint(about: name) {
                 unlink(ServiceSocket.lockPath(path))
                 throw complaint
             }
         }
-        let flags = Int32(SOCK_SEQPACKET.rawValue) | Int32(SOCK_NONBLOCK.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
         do throws(SystemError) {
-            socket = try .checked(ss_sys_socket(AF_UNIX, flags, 0), "socket")
+            socket = try .checked(ServiceSocket.newSocket(), "socket")
             let raw = socket.raw
-            let temporary = "\(path).new"
             unlink(temporary)
             // Made with its mode: in a directory that is another user's, chmod could be led to any file.
             let mask = umask(geteuid() == 0 ? 0o111 : 0o177)
@@ -65,7 +65,7 @@ package final class ServiceSocket {
             node = made
             if rename(temporary, path) != 0 { throw SystemError(call: "rename", code: errno) }
         } catch {
-            unlink("\(path).new")
+            unlink(temporary)
             unlink(ServiceSocket.lockPath(path))
             throw .system(path, error)
         }
@@ -84,12 +84,15 @@ package final class ServiceSocket {
         }
     }
 
+    private static func newSocket() -> Int {
+        ss_sys_socket(AF_UNIX, Int32(SOCK_SEQPACKET.rawValue) | Int32(SOCK_NONBLOCK.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    }
+
     /// What keeps `path` from being replaced; nil: nothing is there, or what a dead service left.
     private static func complaint(about path: String) -> Refusal? {
         guard let node = Node(of: path) else { return nil }
         guard node.type == S_IFSOCK else { return .badPath("\(path) exists, and is no socket") }
-        let flags = Int32(SOCK_SEQPACKET.rawValue) | Int32(SOCK_NONBLOCK.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
-        let raw = ss_sys_socket(AF_UNIX, flags, 0)
+        let raw = ServiceSocket.newSocket()
         guard raw >= 0 else { return .system(path, SystemError(call: "socket", code: Int32(-raw))) }
         let probe = Descriptor(Int32(raw))
         // Refused: nobody listens. Any other answer is of somebody who lives; EPROTOTYPE of one who speaks otherwise.

@@ -19,7 +19,7 @@ extension Session {
         guard ss_session_state.never_spin == 0, enterWatch() else { return false }
         defer { leaveWatch(0) }
         guard !receivesOnTCP, connection.pointee.writer == nil,
-            SenderMark.cpu(local.senderMark.loadRelaxed()) != UInt64(UInt32(bitPattern: ss_cpu()))
+            senderIsElsewhere
         else { return false }
         let position = slot.receivePosition.loadRelaxed()
         let size = slot.receiveRingBytes.loadRelaxed()
@@ -38,6 +38,10 @@ extension Session {
     }
 
     private static var looksForAnswer: Int { 20 }
+
+    /// The peer last sent on another processor than this thread's.
+    @inline(__always)
+    private var senderIsElsewhere: Bool { SenderMark.cpu(local.senderMark.loadRelaxed()) != UInt64(UInt32(bitPattern: ss_cpu())) }
 
     /// Before a look, under the receive lock: leaves the line to a sender that writes one small message after the other.
     @inline(__always)
@@ -87,7 +91,7 @@ extension Session {
             }
             return
         }
-        guard isFast, SenderMark.cpu(local.senderMark.loadRelaxed()) != UInt64(UInt32(bitPattern: ss_cpu())) else {
+        guard isFast, senderIsElsewhere else {
             connection.pointee.fastReceives = 0
             return
         }

@@ -121,15 +121,15 @@ extension Session {
     /// A number of the socket is about to be closed: whoever sleeps in a call begins anew. The kernel looks at what woke a
     /// poll by the numbers in its list, and this one may be another connection's by then.
     package func wakeSleepingCalls(_ doorbell: Int32) {
-        guard doorbell >= 0, sleepingCalls.loadSequential() != 0 else { return }
-        var one: UInt64 = 1
-        _ = ss_sys_write(doorbell, &one, 8)
+        if sleepingCalls.loadSequential() != 0 { Session.ringOwn(doorbell) }
     }
 
     /// Wakes whoever sleeps on our own doorbell.
-    package func ringOurselves() {
-        guard connection.pointee.notification >= 0 else { return }
+    package func ringOurselves() { Session.ringOwn(connection.pointee.notification) }
+
+    private static func ringOwn(_ doorbell: Int32) {
+        guard doorbell >= 0 else { return }
         var one: UInt64 = 1
-        _ = ss_sys_write(connection.pointee.notification, &one, 8)
+        _ = ss_sys_write(doorbell, &one, 8)
     }
 }

@@ -70,9 +70,8 @@ extension Session {
     /// next session is in service.
     @inline(never)
     private func receivePlainly(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int? {
-        let ticket = slot.plainReaders.enter()  // pairs with isZeroSequential in invite
+        guard let ticket = slot.enterPlain(slot.plainReaders) else { return nil }
         defer { slot.plainReaders.leave(ticket) }
-        guard slot.mode.loadSequential() == Slot.Mode.plain else { return nil }
         let result = cursor.isAtStart ? ss_sys_recvmsg(fd, message, flags) : Session.receiveRest(fd, cursor, flags, Int.max)
         if result > 0, flags & Int32(MSG_PEEK) == 0 {
             slot.tcpBytesReceived.count(UInt64(result))

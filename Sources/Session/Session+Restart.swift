@@ -15,7 +15,7 @@ import StreamRing
 // the leaver's last cut. Then both directions are plain TCP at both ends.
 extension Session {
     /// What must not be for a session to be begun anew: an end of the stream, or a reason to stay on TCP.
-    private static var ended: UInt64 {
+    package static var ended: UInt64 {
         Slot.Flags.tcpOnly | Slot.Flags.pullBack | Slot.Flags.broken | Slot.Flags.writeShutDown | Slot.Flags.readShutDown
             | Slot.Flags.tcpEnded | Slot.Flags.peerGone | Slot.Flags.owesFIN | Slot.Flags.resetSeen
     }

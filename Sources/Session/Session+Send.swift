@@ -58,7 +58,7 @@ extension Session {
     /// next session is in service.
     @inline(never)
     private func sendPlainly(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int? {
-        guard let ticket = enterPlainSend() else { return nil }
+        guard let ticket = slot.enterPlain(slot.plainWriters) else { return nil }
         defer { slot.plainWriters.leave(ticket) }
         var result = 0
         if cursor.isAtStart {
@@ -71,13 +71,6 @@ extension Session {
             cursor.skip(result)
         }
         return result
-    }
-
-    private func enterPlainSend() -> UInt64? {
-        let ticket = slot.plainWriters.enter()  // pairs with isZeroSequential in cutToCompanion
-        if slot.mode.loadSequential() == Slot.Mode.plain { return ticket }
-        slot.plainWriters.leave(ticket)
-        return nil
     }
 
     /// What the kernel says of the message's control part, which means nothing to a stream: it is asked with no data.
@@ -114,10 +107,9 @@ extension Session {
     /// All of it into the ring, or nothing (0) when anything at all is unusual.
     @inline(__always)
     private func sendQuickly(_ buffer: UnsafeRawPointer, _ count: Int) -> Int {
-        let now = ss_cycles()
         guard slot.sendCuts.loadRelaxed() & 1 == 1, connection.pointee.writer == nil,
             local.invitation.load() == Invitation.toCompanion, !sendNeedsTCP, !wantsTCP,
-            now &- connection.pointee.lastPeerCheck < Session.peerCheckCycles
+            ss_cycles() &- connection.pointee.lastPeerCheck < Session.peerCheckCycles
         else { return 0 }
         // A ring that proved too small takes nothing more until it is empty, as `looksWritable` says.
         guard slot.sendFullCount.loadRelaxed() < Session.fullsBeforeWidening else { return 0 }
@@ -131,10 +123,11 @@ extension Session {
             slot.sendCredit.storeRelaxed(credit)
             if size &- used < UInt64(count) { return 0 }
         }
-        let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
-        guard geometry.write(remote.ring, at: position, from: buffer, count: count) else { return 0 }
-        let end = position &+ UInt64(count)
-        publishProducer(end, at: ss_cycles())
+        guard
+            RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
+                .write(remote.ring, at: position, from: buffer, count: count)
+        else { return 0 }
+        publishProducer(position &+ UInt64(count))
         return count
     }
 
@@ -150,18 +143,19 @@ extension Session {
     }
 
     @inline(__always)
-    private func publishProducer(_ position: UInt64, at cycles: UInt64) {
+    private func publishProducer(_ position: UInt64) {
         slot.sendPosition.storeRelaxed(position)
-        markSending(at: cycles)
+        markSending()
         remote.producer.store(position)  // SYNC POINT: pairs with the acquire in receiveFromRing
         fullFence()  // pairs with the fence in armReceive
         ringReceiver()
     }
 
     /// Tells the peer when we sent, whichever carrier takes the bytes: who waits for several connections is told of them in the
-    /// order in which their peers sent, as by the kernel.
+    /// order in which their peers sent, as by the kernel. Right before the bytes are published: a look in between would take them
+    /// for later ones.
     @inline(__always)
-    private func markSending(at cycles: UInt64) { remote.senderMark.storeRelaxed(SenderMark.make(cycles, ss_cpu())) }
+    private func markSending() { remote.senderMark.storeRelaxed(SenderMark.make(ss_cycles(), ss_cpu())) }
 
     /// A call that has moved bytes leaves the error that it meets to the next one (and to SO_ERROR, and to poll). Whether the
     /// kernel has one, if it is the kernel that would be asked next.
@@ -217,11 +211,11 @@ extension Session {
         if position == start { return -Int(EAGAIN) }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
-            markSending(at: ss_cycles())
+            markSending()
             writer.send(upTo: position)
             if isRewound { answerRewind() }
         } else {
-            publishProducer(position, at: ss_cycles())
+            publishProducer(position)
         }
         return Int(position &- start)
     }
@@ -269,7 +263,7 @@ extension Session {
 
     private func sendOnTCP(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         if takeReset() { return -Int(ECONNRESET) }
-        if connection.pointee.writer == nil { markSending(at: ss_cycles()) }
+        if connection.pointee.writer == nil { markSending() }
         let flags = flags | Int32(MSG_DONTWAIT)
         var result: Int
         if cursor.isAtStart {
@@ -346,7 +340,7 @@ extension Session {
                 slot.sendLock.unlock()
                 if isPlain {
                     // The session has ended under this call.
-                    guard let ticket = enterPlainSend() else { continue }
+                    guard let ticket = slot.enterPlain(slot.plainWriters) else { continue }
                     var at = position
                     result = ss_sys_sendfile(fd, input, &at, count &- done)
                     slot.plainWriters.leave(ticket)
@@ -404,7 +398,7 @@ extension Session {
             writer.send(upTo: position &+ UInt64(read))
             if isRewound { answerRewind() }
         } else {
-            publishProducer(position &+ UInt64(read), at: ss_cycles())
+            publishProducer(position &+ UInt64(read))
         }
         return read
     }

@@ -148,6 +148,15 @@ package struct Slot {
         )
     }
 
+    /// Counts a plain call in, in `plainReaders` or `plainWriters`. nil: the session has come up meanwhile. Its ticket, for `leave`.
+    @inline(__always)
+    package func enterPlain(_ calls: CallCount) -> UInt64? {
+        let ticket = calls.enter()  // pairs with isZeroSequential in invite and cutToCompanion
+        if mode.loadSequential() == Mode.plain { return ticket }
+        calls.leave(ticket)
+        return nil
+    }
+
     /// Zeroes everything but kind, generation and holders.
     package func clear() { memset(base + 24, 0, Slot.bytes - 24) }
 }

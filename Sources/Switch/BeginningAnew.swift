@@ -52,9 +52,7 @@ func leaveToNextImage(_ fd: Int32, _ index: Int) -> Bool {
     let slot = session.slot
     let connection = session.connection
     let kind = slot.kind.load()
-    let unfit =
-        Slot.Flags.tcpOnly | Slot.Flags.strangers | Slot.Flags.broken | Slot.Flags.writeShutDown | Slot.Flags.readShutDown
-        | Slot.Flags.tcpEnded | Slot.Flags.peerGone | Slot.Flags.owesFIN | Slot.Flags.resetSeen
+    let unfit = Session.ended & ~Slot.Flags.pullBack | Slot.Flags.strangers
     // The standard streams are stdio's.
     guard fd > 2, kind == Slot.Kind.connected || kind == Slot.Kind.accepted, slot.flags.load() & unfit == 0, isAlone(slot),
         !hasOtherInheritable(fd), !readinessOutlivesExec(index)

@@ -158,16 +158,7 @@ private func noteReceived(_ fd: Int32, _ index: Int, _ slot: Slot, _ count: Int)
     noteProgress(fd, index, slot)
 }
 
-/// Announces itself as a plain reader or writer; nil: the session has come up meanwhile.
-@inline(__always)
-private func enterPlain(_ counter: CallCount, _ slot: Slot) -> UInt64? {
-    let ticket = counter.enter()  // pairs with isZeroSequential in invite and cutToCompanion
-    if slot.mode.loadSequential() == Slot.Mode.plain { return ticket }
-    counter.leave(ticket)
-    return nil
-}
-
-/// False: another thread has closed the socket meanwhile, and its slot and its number may be other ones'.
+/// Counts a plain call out. False: another thread has closed the socket meanwhile, and its slot and its number may be other ones'.
 @inline(__always)
 private func leavePlain(_ counter: CallCount, _ ticket: UInt64, _ fd: Int32, _ index: Int) -> Bool {
     counter.leave(ticket) && socketIndex(fd) == index
@@ -186,7 +177,7 @@ package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, 
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_sendto(fd, buffer, count, flags) } }
     let session = sessionOf(index)
     if !session.isDual, !movesEagerly(fd, index) {
-        if let ticket = enterPlain(session.slot.plainWriters, session.slot) {
+        if let ticket = session.slot.enterPlain(session.slot.plainWriters) {
             if flags & Int32(MSG_OOB) != 0 { keepUrgentOnTCP(index) }
             let result = ss_sys_sendto(fd, buffer, count, flags)
             if leavePlain(session.slot.plainWriters, ticket, fd, index) { noteSent(fd, index, session.slot, result) }
@@ -204,7 +195,7 @@ package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ co
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_recvfrom(fd, buffer, count, flags) } }
     let session = sessionOf(index)
     if !session.isDual, !movesEagerly(fd, index) {
-        if let ticket = enterPlain(session.slot.plainReaders, session.slot) {
+        if let ticket = session.slot.enterPlain(session.slot.plainReaders) {
             let result = ss_sys_recvfrom(fd, buffer, count, flags)
             if leavePlain(session.slot.plainReaders, ticket, fd, index) { noteReceived(fd, index, session.slot, result) }
             return result
@@ -221,7 +212,7 @@ package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ 
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_sendmsg(fd, message, flags) } }
     let session = sessionOf(index)
     if !session.isDual, !movesEagerly(fd, index) {
-        if let ticket = enterPlain(session.slot.plainWriters, session.slot) {
+        if let ticket = session.slot.enterPlain(session.slot.plainWriters) {
             if flags & Int32(MSG_OOB) != 0 { keepUrgentOnTCP(index) }
             let result = ss_sys_sendmsg(fd, message, flags)
             if leavePlain(session.slot.plainWriters, ticket, fd, index) { noteSent(fd, index, session.slot, result) }
@@ -239,7 +230,7 @@ package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<m
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_recvmsg(fd, message, flags) } }
     let session = sessionOf(index)
     if !session.isDual, !movesEagerly(fd, index) {
-        if let ticket = enterPlain(session.slot.plainReaders, session.slot) {
+        if let ticket = session.slot.enterPlain(session.slot.plainReaders) {
             let result = ss_sys_recvmsg(fd, message, flags)
             if leavePlain(session.slot.plainReaders, ticket, fd, index) { noteReceived(fd, index, session.slot, result) }
             return result
@@ -261,7 +252,7 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
     guard let index = socketIndex(out) else { return ownOr(out) { ss_sys_sendfile(out, input, offset, count) } }
     let session = sessionOf(index)
     if !session.isDual, !movesEagerly(out, index) {
-        if let ticket = enterPlain(session.slot.plainWriters, session.slot) {
+        if let ticket = session.slot.enterPlain(session.slot.plainWriters) {
             let result = ss_sys_sendfile(out, input, offset, count)
             if leavePlain(session.slot.plainWriters, ticket, out, index) { noteSent(out, index, session.slot, result) }
             return result

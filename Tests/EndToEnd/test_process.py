@@ -246,23 +246,24 @@ class Exec(ProcessCase):
         self.both_ways(client, server)
         self.finish(client, server)
 
+    def pair_after(self, exec):
+        server, client = self.pair()
+        self.move(server, client)
+        server.tell(exec)
+        server.answer("done exec")
+        return server, client
+
     def test_moves_again_after_every_exec_of_the_family(self):
         for how in ("path", "fexecve", "script"):
             with self.subTest(how=how):
-                server, client = self.pair()
-                self.move(server, client)
-                server.tell(f"exec_by {how}")
-                server.answer("done exec")
+                server, client = self.pair_after(f"exec_by {how}")
                 self.move_again(server, client)
                 self.finish(client, server)
 
     def test_stays_where_others_may_use_it(self):
         for how in ("epoll", "duplicate", "child"):
             with self.subTest(how=how):
-                server, client = self.pair()
-                self.move(server, client)
-                server.tell(f"exec_by {how}")
-                server.answer("done exec")
+                server, client = self.pair_after(f"exec_by {how}")
                 self.stays(server, client)
 
     def test_stays_after_an_image_in_between(self):

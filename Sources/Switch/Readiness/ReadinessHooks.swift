@@ -23,7 +23,7 @@ package func readinessWillUpgrade(_ socket: Int) -> Bool {
     defer { lock.unlock() }
     let connection = connectionRecord(socket)
     if connection.pointee.watchedAsDual { return true }
-    if isUntellable(root, socket) { return false }
+    if anyRegistration(root, socket, isUntellable) { return false }
     var index = UInt32(bitPattern: connection.pointee.firstRegistration)
     while index != 0 {
         let one = root.registration(index)
@@ -78,14 +78,12 @@ func followRelatives(_ root: ReadinessRoot, _ socket: Int) {
 
 /// The kernel's part of one of its registrations cannot be changed any more (see `orphan`): it must stay what it is.
 func readinessHasOrphans(_ socket: Int) -> Bool {
-    anyRegistration(socket) { _, one in one.isOrphan } ?? true
+    anyRegistration(socket) { $1.isOrphan } ?? true
 }
 
 /// One of the epoll sets that the socket is registered in goes to the next image, which would know nothing of that.
 func readinessOutlivesExec(_ socket: Int) -> Bool {
-    anyRegistration(socket) { _, one in
-        isInheritable(DescriptorKind.epollSet << 28 | one.set)
-    } ?? true
+    anyRegistration(socket) { isInheritable(DescriptorKind.epollSet << 28 | $1.set) } ?? true
 }
 
 /// nil: it cannot be known, in a signal handler that interrupted the holder of the lock.
@@ -94,6 +92,11 @@ private func anyRegistration(_ socket: Int, _ holds: (ReadinessRoot, Registratio
     let lock = root.socketLock(socket)
     guard lock.lock() == .acquired else { return nil }
     defer { lock.unlock() }
+    return anyRegistration(root, socket, holds)
+}
+
+/// Under the socket's lock.
+private func anyRegistration(_ root: ReadinessRoot, _ socket: Int, _ holds: (ReadinessRoot, Registration) -> Bool) -> Bool {
     var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
     while index != 0 {
         let one = root.registration(index)
@@ -305,21 +308,11 @@ private func leaveDoorbell(_ root: ReadinessRoot, _ index: UInt32) { root.regist
 
 /// A set reports this socket whose registrations cannot be told from the program's own: it must not become dual.
 package func readinessIsUntellable(_ socket: Int) -> Bool {
-    guard let root = ReadinessRoot.existing else { return false }
-    let lock = root.socketLock(socket)
-    guard lock.lock() == .acquired else { return true }
-    defer { lock.unlock() }
-    return isUntellable(root, socket)
+    anyRegistration(socket, isUntellable) ?? true
 }
 
-private func isUntellable(_ root: ReadinessRoot, _ socket: Int) -> Bool {
-    var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
-    while index != 0 {
-        let one = root.registration(index)
-        if root.set(Int(one.set)).has(EpollSet.Flags.unswitchable) { return true }
-        index = one.nextInSocket
-    }
-    return false
+private func isUntellable(_ root: ReadinessRoot, _ one: Registration) -> Bool {
+    root.set(Int(one.set)).has(EpollSet.Flags.unswitchable)
 }
 
 /// Something else waits for the set: what is dual in it stays armed from now on.

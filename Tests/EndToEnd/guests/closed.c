@@ -24,6 +24,13 @@ static void await_sleep(void) {
     caller = 0;
 }
 
+static pthread_t asleep_in(void *(*call)(void *)) {
+    pthread_t thread;
+    pthread_create(&thread, NULL, call, NULL);
+    await_sleep();
+    return thread;
+}
+
 static void *receiving(void *unused) {
     char taken[64];
     caller = gettid();
@@ -72,9 +79,7 @@ static void close_under(void *(*call)(void *), int fills) {
     struct ends e = make_ends();
     if (fills) fill(e.client);
     called = e.client;
-    pthread_t thread;
-    pthread_create(&thread, NULL, call, NULL);
-    await_sleep();
+    pthread_t thread = asleep_in(call);
     // Not the number but what stands behind it is closed, so that the next connection gets it for certain.
     SHOW(close(e.client));
     struct ends next = make_ends();
@@ -111,9 +116,7 @@ static void closed_a_duplicate(void) {
     struct ends e = make_ends();
     int other = dup(e.client);
     called = e.client;
-    pthread_t thread;
-    pthread_create(&thread, NULL, receiving, NULL);
-    await_sleep();
+    pthread_t thread = asleep_in(receiving);
     SHOW(close(e.client));
     struct ends next = make_ends();
     SHOW(next.client == e.client);
@@ -143,9 +146,7 @@ static void closed_set(void) {
         struct epoll_event event = {EPOLLIN, {.u32 = 1}};
         set = epoll_create1(0);
         epoll_ctl(set, EPOLL_CTL_ADD, e.client, &event);
-        pthread_t thread;
-        pthread_create(&thread, NULL, waiting, NULL);
-        await_sleep();
+        pthread_t thread = asleep_in(waiting);
         close(set);
         int after = epoll_create1(0);
         SHOW(after == set);
