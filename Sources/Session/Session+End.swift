@@ -39,12 +39,12 @@ extension Session {
     }
 
     /// The process's last descriptor of the socket is about to be closed. Ends this process's use of the windows; the
-    /// companion is the caller's to close afterwards. `last`: no other process holds the socket.
+    /// companion is the caller's to close afterwards. `last`: no other process holds the socket; the caller has waited for
+    /// the backlog (`waitForBacklog`).
     ///
     /// Returns true when bytes lie unread in the ring, or cannot be delivered: TCP would then reset the connection, and so
     /// must the caller.
     package func end(last: Bool) -> Bool {
-        if last { waitForBacklog(isLast: true) }
         let doorbell = connection.pointee.notification
         let sending = slot.sendLock.lock()
         let receiving = slot.receiveLock.lock()
@@ -78,7 +78,7 @@ extension Session {
     /// Gives TCP the time to take the backlog before the last descriptor goes: as long as the peer reads, and some seconds
     /// more. (The kernel would go on in the background; there is nobody here who could.) `isLast`: nobody else holds the
     /// socket, and so nobody answers a rewind that comes later.
-    func waitForBacklog(isLast: Bool) {
+    package func waitForBacklog(isLast: Bool) {
         var deadline: UInt64 = 0
         var position: UInt64 = 0
         while enterWatch() {

@@ -175,7 +175,10 @@ func considerCompanion(_ fd: Int32, _ index: Int) {
         announce(fd, index)
     case CompanionPhase.offered:
         // The listening companion failed, and the offer with it.
-        if listeningCompanion(session) == nil { withdrawOffer(index, .companionFailed) }
+        if listeningCompanion(session) == nil, lockPending() {
+            if listeningCompanion(session) == nil { withdrawOffer(index, .companionFailed) }
+            unlockPending()
+        }
     case CompanionPhase.negotiating:
         if lockPending() {
             negotiateCompanion(index)
@@ -211,6 +214,11 @@ private func announce(_ fd: Int32, _ index: Int) {
     if slot.localAddress.family == 0, !recordLocalAddress(fd, slot) { return keepOnTCP(index, .noProvider) }
     guard lockPending() else { return }
     defer { unlockPending() }
+    // Another thread may have announced it meanwhile, or closed it.
+    let phase = session.connection.pointee.companionPhase
+    guard phase == CompanionPhase.none || phase == CompanionPhase.bound, !session.isDual, now >= slot.nextAttempt.loadRelaxed(),
+        socketIndex(fd) == index
+    else { return }
     slot.nextAttempt.store(now &+ retryNanoseconds(slot.attempts.add(1), rejoins: rejoins))
     if accepted, !rejoins { offer(fd, index) } else { connectCompanion(fd, index) }
 }
@@ -574,20 +582,24 @@ func releaseListener(_ index: Int) {
     if count.load() > 0, count.subtract(1) == 0, listening.descriptorCount.load() == 0 { endRetiredListener(listener) }
 }
 
-// MARK: The list of pending companions. Its lock is never waited for: signal handlers and forks come at any time.
+// MARK: The list of pending companions. Data and wait calls never wait for its lock, since signal handlers come at any time;
+// closing and forking do (`waitForPendingLock`).
 
-func lockPending() -> Bool {
-    let word = HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.pendingLockOffset)
-    return word.compareExchange(0, UInt32(bitPattern: ss_thread_id())) == 0
+func lockPending() -> Bool { pendingLock.compareExchange(0, UInt32(bitPattern: ss_thread_id())) == 0 }
+
+var ownsPendingLock: Bool { pendingLock.load() == UInt32(bitPattern: ss_thread_id()) }
+
+func unlockPending() { pendingLock.store(0) }
+
+/// The lock's holder exists no more (it was cancelled, or left by a longjmp and a thread's end): the lock is this thread's.
+func takePendingFromDead() -> Bool {
+    let owner = pendingLock.load()
+    guard owner != 0, ss_sys_tkill(Int32(bitPattern: owner), 0) == -Int(ESRCH) else { return lockPending() }
+    return pendingLock.compareExchange(owner, UInt32(bitPattern: ss_thread_id())) == owner
 }
 
-var ownsPendingLock: Bool {
-    let word = HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.pendingLockOffset)
-    return word.load() == UInt32(bitPattern: ss_thread_id())
-}
-
-func unlockPending() {
-    HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.pendingLockOffset).store(0)
+private var pendingLock: HalfWord {
+    HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.pendingLockOffset)
 }
 
 func addPending(_ index: Int) {

@@ -14,9 +14,12 @@ import StreamRing
 package func switchBeforeFork() {
     let state = privateState
     guard switchIsActive, let memory = state.pointee.arena else { return }
-    state.pointee.forkHoldsPending = waitForPendingLock()
+    let holdsPending = waitForPendingLock()
     readinessBeforeFork()
-    state.pointee.forkMask = sharedMemoryProviderBeforeFork()
+    let mask = sharedMemoryProviderBeforeFork()
+    // Other threads may be forking, too: only now, and until the provider's lock is given back, these are this thread's.
+    state.pointee.forkHoldsPending = holdsPending
+    state.pointee.forkMask = mask
     let arena = FamilyArena(memory)
     let child = arena.reserveChild(of: Int(state.pointee.process))
     state.pointee.reservedChild = Int32(child)
@@ -25,9 +28,10 @@ package func switchBeforeFork() {
 
 package func switchAfterForkInParent() {
     guard switchIsActive else { return }
+    let holdsPending = privateState.pointee.forkHoldsPending
     sharedMemoryProviderAfterForkInParent(privateState.pointee.forkMask)
     readinessAfterForkInParent()
-    if privateState.pointee.forkHoldsPending { unlockPending() }
+    if holdsPending { unlockPending() }
 }
 
 package func switchAfterForkInChild() {

@@ -196,9 +196,11 @@ private func endSocket(_ fd: Int32, _ index: Int) {
     if record.pointee.companion != 0 || record.pointee.companionPhase != CompanionPhase.none || record.pointee.isPending
         || record.pointee.firstAddressCompanion != 0
     {
-        let alone = isAlone(session.slot)
+        // Before the lock is taken: it may be seconds.
+        if isAlone(session.slot) { session.waitForBacklog(isLast: true) }
         let locked = waitForPendingLock()
         defer { if locked { unlockPending() } }
+        let alone = isAlone(session.slot)
         if hasListeningCompanion(index), dependents(index).load() != 0 {
             // What it accepted may still be offered: a server may close its listener first, or in the forked child that
             // serves a connection. The last one of those ends it.
@@ -250,18 +252,30 @@ private func closeResets(_ fd: Int32) -> Bool {
 }
 
 /// Takes the pending list's lock; false: this thread has it already (also as a signal handler that interrupted its
-/// holder), goes on without, and must not give it back.
+/// holder), goes on without, and must not give it back. Whoever has it is through within microseconds, or, when it forks or
+/// the machine is busy, milliseconds: going on without it would tear the records. Only a handler that interrupted a thread
+/// for which the holder waits would wait in vain.
 @discardableResult
 func waitForPendingLock() -> Bool {
     var rounds = 0
-    while rounds < 100_000 {
+    var deadline: UInt64 = 0
+    while true {
         if lockPending() { return true }
         if ownsPendingLock { return false }
-        if rounds & 15 == 15 { _ = ss_sys_sched_yield() } else { ss_pause() }
         rounds &+= 1
+        if rounds < 64 {
+            ss_pause()
+            continue
+        }
+        let now = ss_monotonic_ns()
+        if deadline == 0 { deadline = now &+ pendingPatienceNanoseconds }
+        if now >= deadline { return takePendingFromDead() }
+        var pause = timespec(tv_sec: 0, tv_nsec: rounds < 128 ? 0 : 50_000)
+        _ = rounds < 128 ? ss_sys_sched_yield() : ss_sys_ppoll(nil, 0, &pause, nil)
     }
-    return false
 }
+
+private var pendingPatienceNanoseconds: UInt64 { 1_000_000_000 }
 
 package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -> Int {
     // What the kernel refuses closes nothing. CLOSE_RANGE_UNSHARE is 2, CLOSE_RANGE_CLOEXEC 4.

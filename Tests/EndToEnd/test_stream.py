@@ -108,6 +108,14 @@ class Stream(Case):
             self.assertGreater(companion, 0, "no bytes over companions were seen")
         self.finish()
 
+    def test_announced_by_several_threads(self):
+        """Many short connections, each with several threads that find it worth a companion at the same moment."""
+        self.start_pair("--only", "contended", "--maximum-bytes", "20000", seconds=min(settings.stream_seconds, 8))
+        if not settings.plain:
+            _, companion = self.watch(False)
+            self.assertGreater(companion, 0, "no bytes over companions were seen")
+        self.finish()
+
     def test_one_end_switched(self):
         self.start_pair(both_switched=False, seconds=min(settings.stream_seconds, 3))
         self.finish()

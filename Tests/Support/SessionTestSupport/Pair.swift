@@ -35,6 +35,7 @@ package final class Endpoint: @unchecked Sendable {
     package func close() {
         guard isOpen else { return }
         isOpen = false
+        session.waitForBacklog(isLast: true)
         if session.end(last: true) {
             var value = linger(l_onoff: 1, l_linger: 0)
             setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, socklen_t(MemoryLayout<linger>.size))
