@@ -69,7 +69,8 @@ extension EpollSet {
         var needed = isSilent ? 0 : one.neededKernelEvents(sendsOnTCP: session.sendsOnTCP)
         // An end, or our own SHUT_RD, is there for ever: who is not ready by it has not asked for it. (An edge may be on its way.)
         if !session.mayWatchForEnd, !one.isEdgeTriggered { needed &= ~(Interest.input | Interest.readHangUp) }
-        // (A number that was closed may have been given to the same socket again.)
+        // (A number that was closed may have been given to the same socket again. Otherwise nobody can change the kernel's part
+        // of an orphan: the end of a stream makes the set ready by it until a wait in the set, which then finds nothing.)
         if one.kernelEvents != needed, socketIndex(one.descriptor) == one.socket {
             one.kernelEvents = needed
             var event = epoll_event()

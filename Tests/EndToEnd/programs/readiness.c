@@ -39,7 +39,7 @@ static int nesting;  // set 0 is in another one
 static uint64_t seed, state;
 static char trail[1 << 20];
 static size_t trail_length;
-static long steps, rounds, tolerated[2];
+static long steps, rounds, tolerated[2], tolerated_outside;
 
 static uint64_t next(void) {
     state += 0x9E3779B97F4A7C15;
@@ -439,22 +439,42 @@ static void do_bell(void) {
     }
 }
 
+// A registration of set 0 whose descriptor is closed, while another one keeps the socket open: nobody can change it any more.
+static int has_orphan(void) {
+    for (int target = 0; target < BELL; target++) {
+        int end = target / COPIES;
+        if (registrations[0][target].on && !open_copies[end][target % COPIES] && !closed[end]) return 1;
+    }
+    return 0;
+}
+
+static void ask_from_outside(int world, long answers[3]) {
+    struct epoll_event event;
+    struct pollfd entry = {set_of(world, 0), POLLIN, 0};
+    static uint64_t bits[LIMIT / 64];
+    memset(bits, 0, sizeof bits);
+    bits[set_of(world, 0) / 64] |= 1ull << set_of(world, 0) % 64;
+    answers[0] = ANSWER(epoll_wait(outer(world), &event, 1, 0));
+    answers[1] = ANSWER(poll(&entry, 1, 0));
+    answers[2] = ANSWER(select(set_of(world, 0) + 1, (fd_set *)bits, NULL, NULL, &(struct timeval){0, 0}));
+}
+
 // Set 0 from outside: another set that holds it, poll and select must find it ready when a wait would.
 static void look_from_outside(void) {
     for (int target = 0; target < TARGETS; target++)
         if (registrations[0][target].on && registrations[0][target].events & EPOLLET) return;  // its edges may differ
     long answers[2][3];
-    for (int world = 0; world < 2; world++) {
-        struct epoll_event event;
-        struct pollfd entry = {set_of(world, 0), POLLIN, 0};
-        static uint64_t bits[LIMIT / 64];
-        memset(bits, 0, sizeof bits);
-        bits[set_of(world, 0) / 64] |= 1ull << set_of(world, 0) % 64;
-        answers[world][0] = ANSWER(epoll_wait(outer(world), &event, 1, 0));
-        answers[world][1] = ANSWER(poll(&entry, 1, 0));
-        answers[world][2] = ANSWER(select(set_of(world, 0) + 1, (fd_set *)bits, NULL, NULL, &(struct timeval){0, 0}));
-    }
+    for (int world = 0; world < 2; world++) ask_from_outside(world, answers[world]);
     note(" outside%ld", answers[0][0]);
+    if (answers[0][0] == 0 && answers[1][0] == 1 && has_orphan()) {
+        // The end of a stream makes it ready by an orphan until a wait in it has looked: once, and the wait finds nothing.
+        struct found found[2];
+        memset(found, 0, sizeof found);
+        for (int world = 0; world < 2; world++) collect(world, 0, 0, 0, TARGETS, &found[world]);
+        compare(0, found);
+        tolerated_outside++;
+        for (int world = 0; world < 2; world++) ask_from_outside(world, answers[world]);
+    }
     same("the outer set", answers[0][0], answers[1][0]);
     same("poll on a set", answers[0][1], answers[1][1]);
     same("select on a set", answers[0][2], answers[1][2]);
@@ -594,7 +614,8 @@ int main(int count, char **arguments) {
         end_round();
         rounds++;
     } while (milliseconds() < deadline);
-    printf("%ld rounds, %ld steps, %ld connections moved; %ld edges of TCP and %ld of companions that nothing had caused\n",
-           rounds, steps, moved_connections, tolerated[0], tolerated[1]);
+    printf("%ld rounds, %ld steps, %ld connections moved; %ld edges of TCP and %ld of companions that nothing had caused, "
+           "%ld sets ready by an orphan\n",
+           rounds, steps, moved_connections, tolerated[0], tolerated[1], tolerated_outside);
     return 0;
 }
