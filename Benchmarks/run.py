@@ -319,7 +319,9 @@ def main():
         rounds = {place: {way: [] for way in entry.ways if way in ways} for place in entry.places}
         for number_of_round in range(arguments.rounds * entry.rounds_factor):
             for place in entry.places:
-                for way in rounds[place]:
+                # Every other round the other way round: what a run leaves behind (connections in TIME_WAIT, say) is met by each.
+                order = list(rounds[place])
+                for way in order if number_of_round % 2 == 0 else reversed(order):
                     try:
                         client_cpu_seconds(bench, None)
                         result = entry.function(bench, way, place)

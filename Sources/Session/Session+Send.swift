@@ -108,8 +108,7 @@ extension Session {
     @inline(__always)
     private func sendQuickly(_ buffer: UnsafeRawPointer, _ count: Int) -> Int {
         guard slot.sendCuts.loadRelaxed() & 1 == 1, connection.pointee.writer == nil,
-            local.invitation.load() == Invitation.toCompanion, !sendNeedsTCP, !wantsTCP,
-            ss_cycles() &- connection.pointee.lastPeerCheck < Session.peerCheckCycles
+            local.invitation.load() == Invitation.toCompanion, !sendNeedsTCP, !wantsTCP
         else { return 0 }
         // A ring that proved too small takes nothing more until it is empty, as `looksWritable` says.
         guard slot.sendFullCount.loadRelaxed() < Session.fullsBeforeWidening else { return 0 }
@@ -127,7 +126,11 @@ extension Session {
             RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
                 .write(remote.ring, at: position, from: buffer, count: count)
         else { return 0 }
-        publishProducer(position &+ UInt64(count))
+        // One clock for two purposes, since it costs as much as everything above: what has been written is not there until it is
+        // published, and the long way writes it again.
+        let now = ss_cycles()
+        guard now &- connection.pointee.lastPeerCheck < Session.peerCheckCycles else { return 0 }
+        publishProducer(position &+ UInt64(count), now)
         return count
     }
 
@@ -143,9 +146,9 @@ extension Session {
     }
 
     @inline(__always)
-    private func publishProducer(_ position: UInt64) {
+    private func publishProducer(_ position: UInt64, _ now: UInt64) {
         slot.sendPosition.storeRelaxed(position)
-        markSending()
+        markSending(now)
         remote.producer.store(position)  // SYNC POINT: pairs with the acquire in receiveFromRing
         fullFence()  // pairs with the fence in armReceive
         ringReceiver()
@@ -155,7 +158,7 @@ extension Session {
     /// order in which their peers sent, as by the kernel. Right before the bytes are published: a look in between would take them
     /// for later ones.
     @inline(__always)
-    private func markSending() { remote.senderMark.storeRelaxed(SenderMark.make(ss_cycles(), ss_cpu())) }
+    private func markSending(_ now: UInt64) { remote.senderMark.storeRelaxed(SenderMark.make(now, ss_cpu())) }
 
     /// A call that has moved bytes leaves the error that it meets to the next one (and to SO_ERROR, and to poll). Whether the
     /// kernel has one, if it is the kernel that would be asked next.
@@ -211,11 +214,11 @@ extension Session {
         if position == start { return -Int(EAGAIN) }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
-            markSending()
+            markSending(ss_cycles())
             writer.send(upTo: position)
             if isRewound { answerRewind() }
         } else {
-            publishProducer(position)
+            publishProducer(position, ss_cycles())
         }
         return Int(position &- start)
     }
@@ -263,7 +266,7 @@ extension Session {
 
     private func sendOnTCP(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ cursor: inout MessageCursor, _ flags: Int32) -> Int {
         if takeReset() { return -Int(ECONNRESET) }
-        if connection.pointee.writer == nil { markSending() }
+        if connection.pointee.writer == nil { markSending(ss_cycles()) }
         let flags = flags | Int32(MSG_DONTWAIT)
         var result: Int
         if cursor.isAtStart {
@@ -398,7 +401,7 @@ extension Session {
             writer.send(upTo: position &+ UInt64(read))
             if isRewound { answerRewind() }
         } else {
-            publishProducer(position &+ UInt64(read))
+            publishProducer(position &+ UInt64(read), ss_cycles())
         }
         return read
     }
