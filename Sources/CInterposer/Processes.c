@@ -294,8 +294,14 @@ static int make_child(int (*function)(void *), void *stack, int flags, void *arg
     int *parent_tid = va_arg(list, int *);
     void *tls = va_arg(list, void *);
     int *child_tid = va_arg(list, int *);
-    if (flags & (CLONE_VM | CLONE_FILES) || !function || !stack || !ss_process_hooks.before_fork)
-        return ss_real.clone(function, stack, flags, argument, parent_tid, tls, child_tid);
+    if (flags & (CLONE_VM | CLONE_FILES) || !function || !stack || !ss_process_hooks.before_fork) {
+        int lends = flags & CLONE_VM && !(flags & CLONE_THREAD);
+        if (lends) ss_lend_memory(1);
+        int child = ss_real.clone(function, stack, flags, argument, parent_tid, tls, child_tid);
+        // Otherwise nobody knows when it ends.
+        if (lends && (flags & CLONE_VFORK || child < 0)) ss_lend_memory(-1);
+        return child;
+    }
     struct beginning beginning = {function, argument};
     ss_process_hooks.before_fork();
     int child = ss_real.clone(begin_child, stack, flags, &beginning, parent_tid, tls, child_tid);
@@ -314,3 +320,43 @@ static int make_child(int (*function)(void *), void *stack, int flags, void *arg
     }
 CLONE(clone)
 CLONE(__clone)
+
+// vfork(2), which comes back twice on one stack: the return address waits in a register, and the child is counted from before it
+// exists until its parent goes on. (Elsewhere libc's is used, and whether the memory is lent is never certain.)
+#if defined(__x86_64__)
+__asm__(
+    ".text\n"
+    ".globl vfork\n.type vfork, @function\n"
+    ".globl __vfork\n.type __vfork, @function\n"
+    ".hidden ss_borrowers\n"
+    "vfork:\n__vfork:\n"
+    "    .cfi_startproc\n"
+    "    endbr64\n"
+    "    lock incl ss_borrowers(%rip)\n"
+    "    popq %rdi\n"
+    "    .cfi_adjust_cfa_offset -8\n"
+    "    .cfi_register %rip, %rdi\n"
+    "    movl $58, %eax\n"  // SYS_vfork
+    "    syscall\n"
+    "    pushq %rdi\n"
+    "    .cfi_adjust_cfa_offset 8\n"
+    "    .cfi_rel_offset %rip, 0\n"
+    "    testl %eax, %eax\n"
+    "    jz 1f\n"
+    "    lock decl ss_borrowers(%rip)\n"
+    "    cmpl $-4095, %eax\n"
+    "    jae 2f\n"
+    "1:  ret\n"
+    "2:  negl %eax\n"
+    "    pushq %rax\n"
+    "    .cfi_adjust_cfa_offset 8\n"
+    "    call __errno_location@PLT\n"
+    "    popq %rcx\n"
+    "    .cfi_adjust_cfa_offset -8\n"
+    "    movl %ecx, (%rax)\n"
+    "    movl $-1, %eax\n"
+    "    ret\n"
+    "    .cfi_endproc\n"
+    ".size vfork, .-vfork\n"
+    ".size __vfork, .-__vfork\n");
+#endif

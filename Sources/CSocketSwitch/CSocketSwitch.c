@@ -23,6 +23,25 @@ struct ss_poll_stamp *ss_thread_poll_stamp(void) { return &poll_stamp; }
 
 void ss_thread_id_reset(void) { thread_id = 0; }
 
+uint32_t ss_borrowers;
+uint32_t *ss_own_mark;
+
+void ss_begin_own_memory(void) {
+    __atomic_store_n(&ss_borrowers, 0, __ATOMIC_SEQ_CST);
+    uint32_t *mark = ss_own_mark;
+    if (!mark) {
+        long page = ss_sys_mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (page < 0 && page > -4096) return;
+        if (ss_sys_madvise((void *)page, 4096, 18 /* MADV_WIPEONFORK */) != 0) {
+            ss_sys_munmap((void *)page, 4096);
+            return;
+        }
+        mark = (uint32_t *)page;
+    }
+    __atomic_store_n(mark, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&ss_own_mark, mark, __ATOMIC_RELEASE);
+}
+
 // As libc's own cancellation points do it: cancellable at any moment, but only around the bare system call.
 long ss_sleeping_syscall6(long n, long a, long b, long c, long d, long e, long f) {
     if (__libc_single_threaded) return ss_syscall6(n, a, b, c, d, e, f);

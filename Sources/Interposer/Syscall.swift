@@ -71,7 +71,10 @@ private struct SystemCallArguments {
             let result = ss_real.syscall(Int(call), a, b, c, d, e, f)
             switchExecFailed()
             return result
-        case SYS_clone, SYS_clone3: return makesProcess(call) ? fork(call) : ss_real.syscall(Int(call), a, b, c, d, e, f)
+        case SYS_clone, SYS_clone3:
+            if makesProcess(call) { return fork(call) }
+            if lendsMemory(call) { ss_lend_memory(1) }
+            return ss_real.syscall(Int(call), a, b, c, d, e, f)
         case SYS_seccomp, SYS_prctl:
             // seccomp's operations 0 and 1, and PR_SET_SECCOMP, confine.
             if call == SYS_seccomp ? a == 0 || a == 1 : a == 22 { switchBeforeSandbox() }
@@ -127,14 +130,23 @@ private struct SystemCallArguments {
 
     /// A child with memory of its own (no CLONE_VM, no CLONE_FILES) that goes on here (no other stack).
     private func makesProcess(_ call: Int32) -> Bool {
-        var flags = UInt64(truncatingIfNeeded: a)
         var stack = UInt64(truncatingIfNeeded: b)
-        if call == SYS_clone3 {
-            guard let arguments = pointer(a), ss_copy_program_memory(&flags, arguments, 8) == 0,
-                ss_copy_program_memory(&stack, arguments + 40, 8) == 0
-            else { return false }
-        }
+        guard let flags = cloneFlags(call) else { return false }
+        if call == SYS_clone3, let arguments = pointer(a), ss_copy_program_memory(&stack, arguments + 40, 8) != 0 { return false }
         return flags & 0x500 == 0 && stack == 0
+    }
+
+    /// A child on our memory that is no thread. When it ends nobody knows.
+    private func lendsMemory(_ call: Int32) -> Bool {
+        guard let flags = cloneFlags(call) else { return false }
+        return flags & 0x100 != 0 && flags & 0x1_0000 == 0
+    }
+
+    private func cloneFlags(_ call: Int32) -> UInt64? {
+        if call == SYS_clone { return UInt64(truncatingIfNeeded: a) }
+        var flags: UInt64 = 0
+        guard let arguments = pointer(a), ss_copy_program_memory(&flags, arguments, 8) == 0 else { return nil }
+        return flags
     }
 
     private func fork(_ call: Int32) -> Int {
@@ -149,6 +161,9 @@ private struct SystemCallArguments {
         switch call {
         case SYS_epoll_create: return Int(interposedEpollCreate(fd))
         case SYS_fork: return fork(call)
+        case SYS_vfork:
+            ss_lend_memory(1)
+            return ss_real.syscall(Int(call), a, b, c, d, e, f)
         case SYS_epoll_wait: return Int(interposedEpollWait(fd, typed(b, epoll_event.self), third, fourth))
         case SYS_dup2: return Int(interposedDup2(fd, second))
         case SYS_poll: return Int(interposedPoll(typed(a, pollfd.self), UInt(bitPattern: b), third))

@@ -86,6 +86,7 @@ private func startSwitch() -> Bool {
     let arena = FamilyArena(memory)
     arena.initialize()
     state.pointee.pid = Int32(ss_sys_getpid())
+    ss_begin_own_memory()
     let process = arena.addProcess(pid: UInt64(UInt32(bitPattern: state.pointee.pid)))
     readProgramName(into: arena.process(process).name)
     state.pointee.process = Int32(process)

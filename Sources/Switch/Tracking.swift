@@ -17,8 +17,7 @@ package func socketIndex(_ fd: Int32) -> Int? {
 
 /// Gives a new stream socket its slot. 0: it stays unknown (and on TCP).
 func track(_ fd: Int32, kind: UInt64, nonBlocking: Bool) -> Int {
-    guard UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS), ensureStarted(), ss_sys_getpid() == Int(privateState.pointee.pid)
-    else { return 0 }
+    guard UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS), ensureStarted(), !runsOnBorrowedMemory() else { return 0 }
     let index = takeSlot(kind: kind, descriptor: fd)
     guard index != 0 else { return 0 }
     if nonBlocking { sessionOf(index).slot.flags.store(Slot.Flags.nonBlocking) }
@@ -137,9 +136,15 @@ func shareEntry(of old: Int32, with new: Int32) {
     setDescriptorEntry(new, kind: entryKind(entry), index: UInt32(entryIndex(entry)))
 }
 
-/// A vfork child runs in our memory but with descriptors of its own: it must not touch our tables.
+/// A vfork child runs in our memory but with descriptors of its own: it must not touch our tables. Nor must a child that was
+/// made past our hooks.
 @inline(__always)
-func isForeignChild() -> Bool { switchIsActive && ss_sys_getpid() != Int(privateState.pointee.pid) }
+func isForeignChild() -> Bool { switchIsActive && runsOnBorrowedMemory() }
+
+@inline(__always)
+private func runsOnBorrowedMemory() -> Bool {
+    ss_memory_may_be_borrowed() != 0 && ss_sys_getpid() != Int(privateState.pointee.pid)
+}
 
 // MARK: Closing
 

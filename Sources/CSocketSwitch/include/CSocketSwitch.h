@@ -302,6 +302,23 @@ struct ss_poll_stamp {
 };
 struct ss_poll_stamp *ss_thread_poll_stamp(void);
 
+/// Children that may be running on this process's memory now, with descriptors of their own (vfork and the like).
+extern uint32_t ss_borrowers;
+/// Holds 1 in the process that began with `ss_begin_own_memory`, 0 in a copy of it that was made past our hooks; null: cannot tell.
+extern uint32_t *ss_own_mark;
+
+/// 0: the memory on which the caller runs is its own process's alone. Else the process id must be asked for, a system call.
+static inline int ss_memory_may_be_borrowed(void) {
+#if !defined(__x86_64__)
+    return 1;  // vfork is not counted
+#endif
+    const uint32_t *mark = __atomic_load_n(&ss_own_mark, __ATOMIC_RELAXED);
+    return !mark || __atomic_load_n(mark, __ATOMIC_RELAXED) == 0 || __atomic_load_n(&ss_borrowers, __ATOMIC_SEQ_CST) != 0;
+}
+static inline void ss_lend_memory(int children) { __atomic_add_fetch(&ss_borrowers, (uint32_t)children, __ATOMIC_SEQ_CST); }
+/// At the start, and in a child made by fork, when the process's id has been noted.
+void ss_begin_own_memory(void);
+
 /// This thread's kernel id, cached (0 until asked; reset in a forked child).
 int32_t ss_thread_id(void);
 void ss_thread_id_reset(void);

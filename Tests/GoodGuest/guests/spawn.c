@@ -5,9 +5,24 @@
 
 extern char **environ;
 
+/// The child makes one of its own before it ends.
+static int two_generations(int code) {
+    int status;
+    pid_t child = vfork();
+    if (child == 0) {
+        pid_t grandchild = vfork();
+        if (grandchild == 0) _exit(code);
+        if (grandchild < 0 || waitpid(grandchild, &status, 0) != grandchild) _exit(99);
+        _exit(WEXITSTATUS(status) + 1);
+    }
+    CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    return WEXITSTATUS(status);
+}
+
 int main(void) {
     int client, server, status;
     connect_pair(&client, &server);
+    for (int code = 0; code < 50; code++) CHECK(two_generations(code) == code + 1);
     echo(client, server, 50, 100);
     for (int round = 0; round < 20; round++) {
         pid_t child = vfork();
