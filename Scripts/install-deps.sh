@@ -9,7 +9,7 @@ set -euo pipefail
 packages=(
     build-essential git python3 procps iproute2 util-linux binutils curl
     redis-server redis-tools nginx-light memcached libmemcached-tools iperf3 wrk
-    strace nodejs default-jdk-headless libpython3.11-testsuite
+    strace nodejs default-jdk-headless libpython3.11-testsuite liburing-dev
 )
 case ${1:-} in
 "") ;;

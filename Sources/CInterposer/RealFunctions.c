@@ -73,6 +73,27 @@ static int stub_io_uring_setup(unsigned entries, void *parameters) {
 static int stub_io_uring_queue_init(unsigned entries, void *ring, unsigned flags) { return -ENOSYS; }
 static int stub_io_uring_queue_init_params(unsigned entries, void *ring, void *parameters) { return -ENOSYS; }
 static int stub_io_uring_queue_init_mem(unsigned entries, void *ring, void *parameters, void *memory, size_t bytes) { return -ENOSYS; }
+static int stub_io_uring_submit(void *ring) { return -ENOSYS; }
+static int stub_io_uring_submit_and_wait(void *ring, unsigned count) { return -ENOSYS; }
+static int stub_io_uring_submit_and_wait_timeout(void *ring, void *result, unsigned count, void *timeout, void *mask) { return -ENOSYS; }
+static int stub_io_uring_submit_and_get_events(void *ring) { return -ENOSYS; }
+static int stub_io_uring_wait_cqes(void *ring, void *result, unsigned count, void *timeout, void *mask) { return -ENOSYS; }
+static int stub_io_uring_wait_cqe_timeout(void *ring, void *result, void *timeout) { return -ENOSYS; }
+static int stub_io_uring_enter2(unsigned ring, unsigned count, unsigned wanted, unsigned flags, void *mask, size_t size) {
+    return (int)CALL(io_uring_enter, ring, count, wanted, flags, mask, size);
+}
+static int stub_io_uring_enter(unsigned ring, unsigned count, unsigned wanted, unsigned flags, void *mask) {
+    return stub_io_uring_enter2(ring, count, wanted, flags, mask, 8);
+}
+static int stub_io_uring_register(unsigned ring, unsigned operation, const void *argument, unsigned count) {
+    return (int)CALL(io_uring_register, ring, operation, argument, count, 0, 0);
+}
+static int stub_io_uring_register_files(void *ring, const int *files, unsigned count) { return -ENOSYS; }
+static int stub_io_uring_register_files_tags(void *ring, const int *files, const void *tags, unsigned count) { return -ENOSYS; }
+static int stub_io_uring_register_files_update(void *ring, unsigned first, const int *files, unsigned count) { return -ENOSYS; }
+static int stub_io_uring_register_files_update_tag(void *ring, unsigned first, const int *files, const void *tags, unsigned count) {
+    return -ENOSYS;
+}
 
 static ssize_t stub___read_chk(int fd, void *p, size_t n, size_t size) {
     if (n > size) __chk_fail();

@@ -79,33 +79,3 @@ func trackedSplice(
 ) -> Int32 {
     interposedLioListio(mode, list, count, event)
 }
-
-// MARK: io_uring
-//
-// A ring moves data of any descriptor without a call that could be seen; liburing even makes its system calls itself. What
-// can be seen is that a ring is made: by syscall(), or by liburing as a shared library.
-
-@c(io_uring_setup) public func interposedRingSetup(_ entries: UInt32, _ parameters: UnsafeMutableRawPointer?) -> Int32 {
-    switchRingIsMade()
-    return ss_real.io_uring_setup(entries, parameters)
-}
-
-@c(io_uring_queue_init) public func interposedQueueInit(_ entries: UInt32, _ ring: UnsafeMutableRawPointer?, _ flags: UInt32) -> Int32 {
-    switchRingIsMade()
-    return ss_real.io_uring_queue_init(entries, ring, flags)
-}
-
-@c(io_uring_queue_init_params) public func interposedQueueInitParameters(
-    _ entries: UInt32, _ ring: UnsafeMutableRawPointer?, _ parameters: UnsafeMutableRawPointer?
-) -> Int32 {
-    switchRingIsMade()
-    return ss_real.io_uring_queue_init_params(entries, ring, parameters)
-}
-
-@c(io_uring_queue_init_mem) public func interposedQueueInitMemory(
-    _ entries: UInt32, _ ring: UnsafeMutableRawPointer?, _ parameters: UnsafeMutableRawPointer?,
-    _ memory: UnsafeMutableRawPointer?, _ bytes: Int
-) -> Int32 {
-    switchRingIsMade()
-    return ss_real.io_uring_queue_init_mem(entries, ring, parameters, memory, bytes)
-}

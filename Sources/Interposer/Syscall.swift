@@ -44,7 +44,7 @@ private struct SystemCallArguments {
         default:
             #if arch(x86_64)
             switch call {
-            case SYS_epoll_create, SYS_fork: return true
+            case SYS_epoll_create, SYS_fork, SYS_vfork: return true
             case SYS_epoll_wait: return descriptorEntry(fd) != 0
             case SYS_dup2: return descriptorEntry(fd) | descriptorEntry(second) != 0
             case SYS_poll: return containsTracked(typed(a, pollfd.self), UInt(bitPattern: b))

@@ -62,7 +62,7 @@ package enum Reason: UInt64, Sendable {
         case .peerPolicy: "the peer keeps it on TCP"
         case .unused: "nothing has been sent this way since it can move"
         case .plainCall: "a thread is (or was killed) inside a call of the kernel on it that began before it could move"
-        case .ioUring: "the program has an io_uring, which moves data past the switch"
+        case .ioUring: "the program has an io_uring that may move sockets' data past the switch"
         }
     }
 }

@@ -16,6 +16,53 @@ package func switchRingIsMade() {
     }
 }
 
+/// liburing is about to submit what `ring` (its `struct io_uring`, whose layout is part of its ABI) has: if that is anything but
+/// work on descriptors that are none of the switch's, all sockets go to TCP as for a ring that cannot be watched.
+package func switchRingSubmits(_ ring: UnsafeMutableRawPointer?) {
+    guard let ring, !privateState.pointee.hasRing,
+        let mask = ring.load(fromByteOffset: 16, as: UnsafePointer<UInt32>?.self),
+        let entries = ring.load(fromByteOffset: 56, as: UnsafeRawPointer?.self)
+    else { return }
+    var position = ring.load(fromByteOffset: 64, as: UInt32.self)
+    let end = ring.load(fromByteOffset: 68, as: UInt32.self)
+    // More than the ring has room for is liburing's to refuse.
+    var left = mask.pointee &+ 1
+    while position != end, left > 0 {
+        guard isHarmless(entries + 64 * Int(position & mask.pointee)) else { return switchRingIsMade() }
+        position &+= 1
+        left &-= 1
+    }
+}
+
+/// A ring takes files under numbers of its own.
+package func switchRingTakes(_ files: UnsafePointer<Int32>?, _ count: UInt32) {
+    guard let files, !privateState.pointee.hasRing else { return }
+    var index = 0
+    while index < Int(count) {
+        if descriptorEntry(files[index]) != 0 { return switchRingIsMade() }
+        index &+= 1
+    }
+}
+
+/// Whether an entry of a submission queue has nothing to do with sockets and epoll sets of ours.
+private func isHarmless(_ entry: UnsafeRawPointer) -> Bool {
+    let operation = entry.load(as: UInt8.self)
+    switch operation {
+    case 0, 11, 12, 14, 25:  // nothing, time-outs, cancelling, memory
+        return true
+    case 18, 28, 35, 36, 37, 38, 39:  // by path: open, rename, unlink, mkdir, symlink, link
+        return true
+    case 1, 2, 3, 4, 5, 6, 7, 8, 17, 19, 21, 22, 23, 24, 55:
+        // By descriptor: readv, writev, fsync, read and write into registered memory, poll and its end, sync_file_range,
+        // fallocate, close, statx, read, write, fadvise, ftruncate.
+        let isRegistered = entry.load(fromByteOffset: 1, as: UInt8.self) & 1 != 0  // IOSQE_FIXED_FILE: see switchRingTakes
+        let fd = entry.load(fromByteOffset: 4, as: Int32.self)
+        return isRegistered || fd < 0 || descriptorEntry(fd) == 0
+    default:
+        return false
+    }
+}
+
 /// The descriptor's stream goes back to TCP at once and for good, since it will be used past the switch, because of `reason`
 /// (WSD-D3). True: the kernel's socket now is all there is to it (or was before: also for every descriptor that is no tracked
 /// socket). False: not now; see `Session.handOver`.

@@ -192,19 +192,13 @@ class MariaDB(ProgramCase):
         self.end(server, seconds=60)
         return hashlib.sha256(said.encode()).hexdigest(), len(said)
 
-    FILES_WITHOUT_IO_URING = "--innodb-use-native-aio=0"
-
-    @row("a thread a connection; `mariadb`, `mariadb-slap`", STAYS, "ioUring")
+    @row("a thread a connection; files by io_uring; `mariadb`, `mariadb-slap`", COMPANION)
     def test_threads(self, ends):
         return self.talk()
 
-    @row(f"`{FILES_WITHOUT_IO_URING}`", COMPANION)
-    def test_threads_without_io_uring(self, ends):
-        return self.talk(self.FILES_WITHOUT_IO_URING)
-
-    @only_server_switched(f"`{FILES_WITHOUT_IO_URING}`")
+    @only_server_switched("`mariadb`, `mariadb-slap`")
     def test_only_server(self, ends):
-        return self.talk(self.FILES_WITHOUT_IO_URING)
+        return self.talk()
 
 
 class Redis(ProgramCase):

@@ -272,6 +272,31 @@ class Complaints(Compiled):
             self.fail("this kernel lets nobody make an io_uring: the test cannot run")
         self.prove_tcp(port, "ioUring", client)
 
+    def test_an_io_uring_of_liburing_is_watched(self):
+        """While it works on files the sockets stay where they are; when it takes one of them, all are on TCP."""
+        program = os.path.join(self.directory, "ring")
+        subprocess.run(
+            [find_program("gcc"), "-O1", "-w", "-o", program, os.path.join(PROGRAMS, "ring.c"), "-luring"], check=True)
+        for what in ("files", "socket", "registered", "enter"):
+            with self.subTest(what):
+                port = free_port()
+                server = self.start([PYTHON, "-c", ECHO, str(port)])
+                self.wait_listening(port, server)
+                client = self.start([program, str(port), os.path.join(self.directory, "file"), what], name=f"ring-{what}")
+                client.wait_for_output("talking")
+                client.wait_for_output("round 300")
+                if not settings.plain:
+                    seen = [(entry["sendCarrier"], entry["receiveCarrier"]) for entry in self.connections(port)]
+                    if what == "files":
+                        self.assertEqual(set(seen), {("companion", "companion")})
+                    else:
+                        def is_back():
+                            found = self.connections(port)
+                            return any(entry["reason"] == "ioUring" and entry["sendCarrier"] == "tcp" for entry in found) or None
+                        self.wait_until(is_back, "the connection is on TCP because of the ring", 10)
+                client.wait_for_output("round 600")
+                self.assertTrue(client.running())
+
     def test_one_host_by_all_its_names(self):
         """Loopback and the host's own addresses, IPv4 and IPv6, listeners on one address and on all."""
         own = subprocess.run(["hostname", "-I"], stdout=subprocess.PIPE, text=True, check=False).stdout.split()

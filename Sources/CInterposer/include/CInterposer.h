@@ -49,6 +49,19 @@
     X(int, io_uring_queue_init, (unsigned entries, SS_P ring, unsigned flags)) \
     X(int, io_uring_queue_init_params, (unsigned entries, SS_P ring, SS_P parameters)) \
     X(int, io_uring_queue_init_mem, (unsigned entries, SS_P ring, SS_P parameters, SS_P memory, size_t bytes)) \
+    X(int, io_uring_submit, (SS_P ring)) \
+    X(int, io_uring_submit_and_wait, (SS_P ring, unsigned count)) \
+    X(int, io_uring_submit_and_wait_timeout, (SS_P ring, SS_P result, unsigned count, SS_P timeout, SS_P mask)) \
+    X(int, io_uring_submit_and_get_events, (SS_P ring)) \
+    X(int, io_uring_wait_cqes, (SS_P ring, SS_P result, unsigned count, SS_P timeout, SS_P mask)) \
+    X(int, io_uring_wait_cqe_timeout, (SS_P ring, SS_P result, SS_P timeout)) \
+    X(int, io_uring_enter, (unsigned ring, unsigned count, unsigned wanted, unsigned flags, SS_P mask)) \
+    X(int, io_uring_enter2, (unsigned ring, unsigned count, unsigned wanted, unsigned flags, SS_P mask, size_t size)) \
+    X(int, io_uring_register, (unsigned ring, unsigned operation, SS_C argument, unsigned count)) \
+    X(int, io_uring_register_files, (SS_P ring, const int *_Nullable files, unsigned count)) \
+    X(int, io_uring_register_files_tags, (SS_P ring, const int *_Nullable files, SS_C tags, unsigned count)) \
+    X(int, io_uring_register_files_update, (SS_P ring, unsigned first, const int *_Nullable files, unsigned count)) \
+    X(int, io_uring_register_files_update_tag, (SS_P ring, unsigned first, const int *_Nullable files, SS_C tags, unsigned count)) \
     X(ssize_t, __read_chk, (int fd, SS_P buffer, size_t count, size_t size)) \
     X(ssize_t, __recv_chk, (int fd, SS_P buffer, size_t count, size_t size, int flags)) \
     X(ssize_t, __recvfrom_chk, (int fd, SS_P buffer, size_t count, size_t size, int flags, SS_P address, SS_LENGTH length)) \
