@@ -98,12 +98,14 @@ extension SessionTests {
                 #expect(b.handOver(leaves: true))
                 #expect(b.session.restartAfterLeaving {})
                 #expect(say(b, "a") == 1)
-                while !noticed(a) { sched_yield() }
+                // Where writing is remote, what it wrote may have met memory that is gone: it stays on TCP then.
+                while !noticed(a), !a.session.has(Slot.Flags.tcpOnly) { sched_yield() }
                 // Woken by each attempt, it falls asleep again: in the session, or in the kernel once that is over.
                 _ = a.session.restart {}
                 #expect(say(b, "b") == 1)
                 join([sleeper])
-                while a.session.isUp, !a.session.restart({}) { a.session.maintain(a.fd) }
+                while a.session.isUp, !a.session.has(Slot.Flags.tcpOnly), !a.session.restart({}) { a.session.maintain(a.fd) }
+                #expect(provider == .remoteWrites || !a.session.isUp)
             }
         }
 
