@@ -13,11 +13,16 @@ import StreamRing
 @inline(__always)
 package var switchPassesDescriptors: Bool { switchIsActive }
 
-/// Before sendmsg: hands over the tracked sockets among the descriptors that the message passes. Memory that the program
-/// has not is left to the kernel to refuse.
+/// Before sendmsg: hands over the tracked sockets among the descriptors that the message passes, and those in epoll sets among
+/// them. Memory that the program has not is left to the kernel to refuse.
 package func switchWillSend(_ message: UnsafePointer<msghdr>) {
     ControlMessages(of: message).forEachDescriptor { fd in
-        if let index = socketIndex(fd) { handOver(fd, index, to: .stranger) }
+        let entry = descriptorEntry(fd)
+        switch entryKind(entry) {
+        case DescriptorKind.socket: handOver(fd, entryIndex(entry), to: .stranger)
+        case DescriptorKind.epollSet: readinessSetPassed(entryIndex(entry))
+        default: break
+        }
     }
 }
 

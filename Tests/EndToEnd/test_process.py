@@ -457,6 +457,12 @@ class Passing(ProcessCase):
         self.move(receiver, client)
         self.finish(client, receiver)
 
+    def test_of_an_epoll_set(self):
+        """Who gets it is told of its connections in the program's own words, now and later."""
+        for options in ([], ["--upgrade", "eager"]):
+            self.run_options = options
+            self.start_python("passed_set.py").wait(60)
+
     def test_taken_with_pidfd_getfd(self):
         self.with_phases(lambda server, client: server.do("take_own") and None, phases=("plain", "moved", "unread"))
 

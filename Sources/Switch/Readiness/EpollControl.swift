@@ -34,6 +34,11 @@ package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _
         root.set(entryIndex(container)).flags.setBits(EpollSet.Flags.unswitchable)
     }
     if entryKind(target) == DescriptorKind.socket {
+        if operation != ControlOperation.delete, entryKind(container) == DescriptorKind.epollSet,
+            root.set(entryIndex(container)).has(EpollSet.Flags.unswitchable), connectionRecord(entryIndex(target)).pointee.watchedAsDual
+        {
+            _ = switchHandOver(fd, .unsupportedOption)
+        }
         return SocketControl(root: root, set: set, fd: fd, socket: entryIndex(target)).perform(operation, event)
     }
     let result = ss_sys_epoll_ctl(set, operation, fd, event)
@@ -123,7 +128,7 @@ struct SocketControl {
         }
         if connectionRecord(socket).pointee.watchedAsDual { return addDual(record, event) }
         let bits = ss_event_bits(event, 0)
-        if bits & Interest.oneShot == 0 {
+        if bits & Interest.oneShot == 0 || root.set(record).has(EpollSet.Flags.unswitchable) {
             let result = ss_sys_epoll_ctl(set, ControlOperation.add, fd, event)
             if result == 0 {
                 if index != 0 {
@@ -245,7 +250,9 @@ struct SocketControl {
         let oldEvents = one.events
         let oldData = one.data
         let wasTagged = one.has(Registration.State.tagged)
-        if bits & Interest.oneShot == 0, !wasTagged {
+        let container = root.set(Int(one.set))
+        let mayTag = !container.has(EpollSet.Flags.unswitchable)
+        if !wasTagged, bits & Interest.oneShot == 0 || !mayTag && !one.has(Registration.State.absent) {
             let result = ss_sys_epoll_ctl(set, ControlOperation.modify, fd, event)
             if result == 0 {
                 one.events = bits
@@ -254,12 +261,11 @@ struct SocketControl {
             return result
         }
         // A new generation: an event of the former registration that another thread is just fetching must not disable it.
-        let container = root.set(Int(one.set))
         let outcome = container.lock.lock()
         container.flags.setBits(EpollSet.Flags.tags)
         one.events = bits
         one.data = data
-        one.insert(Registration.State.tagged)
+        if mayTag { one.insert(Registration.State.tagged) } else { one.remove(Registration.State.tagged) }
         one.generation = one.generation &+ 1
         let wasDisabled = one.has(Registration.State.disabled)
         one.remove(Registration.State.disabled)

@@ -17,7 +17,7 @@ struct EpollSet {
     enum Flags {
         /// Another set, poll or select watches this set: it must become ready in the kernel's eyes, too.
         static var nested: UInt64 { 1 }
-        /// The program's own data looks like our tags: no socket in it may become dual.
+        /// The program's own data looks like our tags, or another program has the set, too: no socket in it may become dual.
         static var unswitchable: UInt64 { 2 }
         /// The kernel may hold tags of ours: look through what it reports. Never taken back.
         static var tags: UInt64 { 4 }

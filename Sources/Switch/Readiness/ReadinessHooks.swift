@@ -276,6 +276,15 @@ func readinessNoteSent(_ socket: Int, _ message: UnsafePointer<msghdr>, _ result
     if left != 0 { awaitRoom(socket) }
 }
 
+/// A descriptor of epoll set record `set` is about to go to another program, which will be told what the kernel's set says: from
+/// now on that is the program's own words. What is in it goes back to TCP and stays there.
+package func readinessSetPassed(_ set: Int) {
+    guard let root = ReadinessRoot.existing else { return }
+    root.set(set).flags.setBits(EpollSet.Flags.unswitchable)
+    root.forgetAllDormant()
+    root.giveUpWords(set)
+}
+
 /// One descriptor of epoll set record `set` is about to be closed or replaced, and `other` still refers to it.
 package func readinessSetKept(_ set: Int, _ other: Int32) { ReadinessRoot.existing?.set(set).descriptor = other }
 

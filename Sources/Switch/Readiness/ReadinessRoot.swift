@@ -179,6 +179,24 @@ struct ReadinessRoot {
         }
     }
 
+    /// Every registration of the set is told to the kernel in the program's own words. Takes session locks and sockets' locks.
+    func giveUpWords(_ set: Int) {
+        for index in 1..<max(1, UInt32(usedRegistrations)) where isLive(index, set) {
+            let one = registration(index)
+            let socket = one.socket
+            if one.has(Registration.State.dual) { _ = switchHandOver(one.polled, .handedOver) }
+            let lock = socketLock(socket)
+            guard lock.lock() == .acquired else { continue }
+            if isLive(index, set), one.socket == socket { untag(index) }
+            lock.unlock()
+        }
+    }
+
+    private func isLive(_ index: UInt32, _ set: Int) -> Bool {
+        let one = registration(index)
+        return one.isLive && one.set == UInt32(set)
+    }
+
     /// Sets that hold dual sockets are the kernel's sets of two processes now.
     func noteShared(_ flags: UInt64) {
         for index in 1..<max(1, Int(usedSets)) where set(index).dualCount.load() != 0 { set(index).flags.setBits(flags) }

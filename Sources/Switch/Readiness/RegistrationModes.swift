@@ -68,8 +68,8 @@ extension ReadinessRoot {
     /// The kernel shall have the program's own registration again.
     private func restoreKernel(_ index: UInt32, through set: Int32) {
         let one = registration(index)
-        if one.isOneShot { one.insert(Registration.State.tagged) }
         let container = self.set(Int(one.set))
+        if one.isOneShot, !container.has(EpollSet.Flags.unswitchable) { one.insert(Registration.State.tagged) }
         if one.has(Registration.State.disabled), container.has(EpollSet.Flags.shared), !container.has(EpollSet.Flags.nested) {
             // A relative has the kernel's set, too, and may go on with this registration: it stays, edge-triggered and ours, and
             // what it reports is nobody's until the program changes it.
