@@ -329,9 +329,16 @@ __asm__(
     ".globl vfork\n.type vfork, @function\n"
     ".globl __vfork\n.type __vfork, @function\n"
     ".hidden ss_borrowers\n"
-    "vfork:\n__vfork:\n"
+    "__vfork:\n"
     "    .cfi_startproc\n"
     "    endbr64\n"
+    "    jmp 3f\n"
+    "    .cfi_endproc\n"
+    ".size __vfork, .-__vfork\n"
+    "vfork:\n"
+    "    .cfi_startproc\n"
+    "    endbr64\n"
+    "3:\n"
     "    lock incl ss_borrowers(%rip)\n"
     "    popq %rdi\n"
     "    .cfi_adjust_cfa_offset -8\n"
@@ -357,6 +364,5 @@ __asm__(
     "    movl $-1, %eax\n"
     "    ret\n"
     "    .cfi_endproc\n"
-    ".size vfork, .-vfork\n"
-    ".size __vfork, .-__vfork\n");
+    ".size vfork, .-vfork\n");
 #endif
