@@ -95,7 +95,8 @@ class Calls(Case):
 
     def test_what_the_fuzzer_found(self):
         self.on_both_carriers("found", "errors_after_bytes", "resets", "files", "unread_at_exit", "resets_at_once",
-                              "registrations_across_fork", "one_shots_across_fork", "changes_across_fork", "room_across_fork",
+                              "registrations_across_fork", "one_shots_across_fork", "changes_across_fork", "numbers_used_again",
+                              "splices_of_nothing", "room_across_fork",
                               "options_after_shutdown", "looking_at_a_reset", "up_to_a_mark", "sent_to_the_dead", "options_in_between")
 
     def test_closed_by_another_thread(self):

@@ -116,7 +116,7 @@ func readinessLeaveToKernel(_ socket: Int) {
     var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
     while index != 0 {
         let one = root.registration(index)
-        if one.has(Registration.State.tagged) {
+        if one.has(Registration.State.tagged), socketIndex(one.descriptor) == socket {
             one.remove(Registration.State.tagged)
             // One that has fired waits for nothing until the program changes it.
             if one.has(Registration.State.disabled) { one.events &= ~Interest.events }
@@ -162,6 +162,12 @@ package func readinessForget(_ fd: Int32, _ socket: Int) {
             } else if another >= 0 {
                 // The kernel goes on reporting it, as long as the description lives; we could not change it any more.
                 keepOnTCP(socket, .sharedBeforeUpgrade)
+                if one.has(Registration.State.absent) {
+                    // The kernel would still have it, fired, for a descriptor that gets the number again: so have we.
+                    one.polled = another
+                    index = next
+                    continue
+                }
                 root.untag(index)
             }
             root.drop(index)

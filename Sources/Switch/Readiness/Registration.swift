@@ -30,7 +30,8 @@ struct Registration {
         static var doorbell: UInt32 { 64 }
         /// Plain, but the kernel holds our tag: so we learn that a one-shot registration has fired.
         static var tagged: UInt32 { 128 }
-        /// Plain and fired when the session ended: not in the kernel's set until the program changes it.
+        /// Plain and fired when the session ended: not in the kernel's set until the program changes it. Its descriptor may be
+        /// closed, if another one of the socket is open.
         static var absent: UInt32 { 256 }
         /// Forgotten by a signal handler that interrupted the holder of the lock: to be freed.
         static var dead: UInt32 { 512 }

@@ -110,8 +110,11 @@ extension ReadinessRoot {
         if one.has(Registration.State.dormant) { return forgetDormant(index) }
         // The kernel's part of an orphan cannot be changed any more: it stays ours, and asks the kernel from now on.
         guard one.has(Registration.State.dual), !one.isOrphan else { return }
-        removeDoorbell(index)
         let container = set(Int(one.set))
+        // So does what this process has inherited and not waited for yet: most likely it is the parent's alone, who may have
+        // changed it meanwhile.
+        if container.has(EpollSet.Flags.inherited), sessionOf(one.socket).slot.holders.load() > 1 { return }
+        removeDoorbell(index)
         let outcome = container.lock.lock()
         container.makeCold(self, index)
         one.remove(Registration.State.dual | Registration.State.look | Registration.State.edge | Registration.State.starved)

@@ -197,27 +197,94 @@ static void one_shots_across_fork(void) {
     }
 }
 
-// What a child gives back to the kernel, which knows its parent's registrations of before, the parent can change.
+// What a child gives back to the kernel, which knows its parent's registrations of before, the parent can change; and what the
+// parent has changed meanwhile stays changed.
 static void changes_across_fork(void) {
-    struct ends e = make_ends();
-    int set = epoll_create1(EPOLL_CLOEXEC), one = 1;
-    struct epoll_event event = {EPOLLIN, {.u32 = 7}}, got = {0};
-    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &event));
-    pid_t pid = fork();
-    if (pid == 0) {
-        setsockopt(e.server, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one);
-        _exit(0);
+    for (int way = 0; way < 2; way++) {
+        struct ends e = make_ends();
+        int set = epoll_create1(EPOLL_CLOEXEC), one = 1, changed[2];
+        struct epoll_event event = {EPOLLIN, {.u32 = 7}}, got = {0};
+        pipe(changed);
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &event));
+        pid_t pid = fork();
+        if (pid == 0) {
+            char byte;
+            if (way == 1) read(changed[0], &byte, 1);
+            setsockopt(e.server, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one);
+            _exit(0);
+        }
+        if (way == 0) waitpid(pid, NULL, 0);
+        event.data.u32 = 8;
+        SHOW(epoll_ctl(set, EPOLL_CTL_MOD, e.server, &event));
+        write(changed[1], "x", 1);
+        if (way == 1) waitpid(pid, NULL, 0);
+        for (int round = 0; round < 3; round++) {
+            SHOW(write(e.client, "hello", 5));
+            SHOW(epoll_wait(set, &got, 1, 5000));
+            SHOW(got.data.u32);
+            SHOW(recv(e.server, bytes, 5, MSG_WAITALL));
+            SHOW(epoll_wait(set, &got, 1, 0));
+        }
+        event.events = EPOLLOUT;
+        SHOW(epoll_ctl(set, EPOLL_CTL_MOD, e.server, &event));
+        SHOW(epoll_wait(set, &got, 1, 5000));
+        SHOW(epoll_ctl(set, EPOLL_CTL_DEL, e.server, NULL));
+        SHOW(epoll_wait(set, &got, 1, 0));
+        close(changed[0]);
+        close(changed[1]);
+        close(set);
+        close_ends(e);
     }
-    waitpid(pid, NULL, 0);
-    event.data.u32 = 8;
-    SHOW(epoll_ctl(set, EPOLL_CTL_MOD, e.server, &event));
-    SHOW(write(e.client, "hello", 5));
-    SHOW(epoll_wait(set, &got, 1, 5000));
-    SHOW(got.data.u32);
-    SHOW(epoll_ctl(set, EPOLL_CTL_DEL, e.server, NULL));
-    SHOW(epoll_wait(set, &got, 1, 0));
-    close(set);
-    close_ends(e);
+}
+
+// The kernel knows a registration by its number and socket, also while that number is closed: one-shot, it has fired when the
+// socket goes back to TCP, and its descriptor is closed, or replaced by another one of the same socket.
+static void numbers_used_again(void) {
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        int set = epoll_create1(EPOLL_CLOEXEC), one = 1, number = dup(e.server);
+        struct epoll_event event = {EPOLLIN | EPOLLONESHOT, {.u32 = 7}}, got = {0};
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, number, &event));
+        SHOW(write(e.client, "hello", 5));
+        SHOW(epoll_wait(set, &got, 1, 5000));
+        SHOW(setsockopt(e.server, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one));
+        if (way == 0) close(number);
+        SHOW(dup2(e.server, number) == number);
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, number, &event));
+        SHOW(epoll_wait(set, &got, 1, 0));
+        if (way == 2) SHOW(epoll_ctl(set, EPOLL_CTL_DEL, number, &event));
+        event.data.u32 = 8;
+        SHOW(epoll_ctl(set, way == 2 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, number, &event));
+        SHOW(epoll_wait(set, &got, 1, 5000));
+        SHOW(got.data.u32);
+        SHOW(epoll_wait(set, &got, 1, 0));
+        close(e.server);
+        SHOW(epoll_ctl(set, EPOLL_CTL_MOD, number, &event));
+        SHOW(epoll_wait(set, &got, 1, 5000));
+        close(number);
+        SHOW(epoll_wait(set, &got, 1, 0));
+        close(set);
+        close(e.client);
+    }
+}
+
+// It does nothing, also where nothing can be spliced any more.
+static void splices_of_nothing(void) {
+    struct ends e = make_ends();
+    int pipes[2], null = open("/dev/null", O_RDWR);
+    pipe(pipes);
+    SHOW(write(e.client, "unread", 6));
+    await_events(e.server, POLLIN);
+    close(e.server);
+    await_events(e.client, POLLHUP);
+    SHOW(splice(pipes[0], NULL, e.client, NULL, 0, 0));
+    SHOW(splice(e.client, NULL, pipes[1], NULL, 0, 0));
+    SHOW(splice(e.client, NULL, null, NULL, 0, 0));
+    SHOW(read(e.client, bytes, 1));
+    close(null);
+    close(pipes[0]);
+    close(pipes[1]);
+    close(e.client);
 }
 
 // A child finds no room, and its parent is told of the room that is made then.
@@ -377,6 +444,8 @@ int main(int count, char **arguments) {
     CASE(registrations_across_fork);
     CASE(one_shots_across_fork);
     CASE(changes_across_fork);
+    CASE(numbers_used_again);
+    CASE(splices_of_nothing);
     CASE(room_across_fork);
     CASE(options_after_shutdown);
     CASE(looking_at_a_reset);
