@@ -26,20 +26,13 @@ void ss_thread_id_reset(void) { thread_id = 0; }
 uint32_t ss_borrowers;
 uint32_t *ss_own_mark;
 
-void ss_begin_own_memory(void) {
+void ss_begin_own_memory(void *page) {
     __atomic_store_n(&ss_borrowers, 0, __ATOMIC_SEQ_CST);
-    uint32_t *mark = ss_own_mark;
-    if (!mark) {
-        long page = ss_sys_mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (page < 0 && page > -4096) return;
-        if (ss_sys_madvise((void *)page, 4096, 18 /* MADV_WIPEONFORK */) != 0) {
-            ss_sys_munmap((void *)page, 4096);
-            return;
-        }
-        mark = (uint32_t *)page;
+    if (page) {
+        if (ss_sys_madvise(page, 4096, 18 /* MADV_WIPEONFORK */) != 0) return;
+        __atomic_store_n(&ss_own_mark, page, __ATOMIC_RELEASE);
     }
-    __atomic_store_n(mark, 1, __ATOMIC_RELAXED);
-    __atomic_store_n(&ss_own_mark, mark, __ATOMIC_RELEASE);
+    if (ss_own_mark) __atomic_store_n(ss_own_mark, 1, __ATOMIC_RELAXED);
 }
 
 // As libc's own cancellation points do it: cancellable at any moment, but only around the bare system call.

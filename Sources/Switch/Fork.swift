@@ -41,7 +41,7 @@ package func switchAfterForkInChild() {
     guard switchIsActive, let memory = state.pointee.arena else { return }
     let arena = FamilyArena(memory)
     state.pointee.pid = Int32(ss_sys_getpid())
-    ss_begin_own_memory()
+    ss_begin_own_memory(nil)
     state.pointee.process = state.pointee.reservedChild
     state.pointee.isIntroduced = false
     let pid = UInt64(UInt32(bitPattern: state.pointee.pid))

@@ -86,7 +86,7 @@ private func startSwitch() -> Bool {
     let arena = FamilyArena(memory)
     arena.initialize()
     state.pointee.pid = Int32(ss_sys_getpid())
-    ss_begin_own_memory()
+    ss_begin_own_memory(records + SwitchMemory.markOffset)
     let process = arena.addProcess(pid: UInt64(UInt32(bitPattern: state.pointee.pid)))
     readProgramName(into: arena.process(process).name)
     state.pointee.process = Int32(process)
@@ -105,7 +105,9 @@ enum SwitchMemory {
     static var maximumProviders: Int { 8 }
     static var handlesOffset: Int { 65536 }
     static var maximumHandles: Int { 65536 }
-    static var connectionsOffset: Int { handlesOffset + maximumHandles * 16 }
+    /// A page of its own, beside memory that is there anyway: a mapping of one page could fall into a hole of the program's.
+    static var markOffset: Int { handlesOffset + maximumHandles * 16 }
+    static var connectionsOffset: Int { markOffset + 4096 }
     static var bytes: Int { connectionsOffset + FamilyArena.slotCount * MemoryLayout<Connection>.stride }
 }
 

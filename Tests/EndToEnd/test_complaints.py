@@ -282,7 +282,7 @@ class Complaints(Compiled):
                 port = free_port()
                 server = self.start([PYTHON, "-c", ECHO, str(port)])
                 self.wait_listening(port, server)
-                client = self.start([program, str(port), os.path.join(self.directory, "file"), what], name=f"ring-{what}")
+                client = self.start([program, str(port), os.path.join(self.directory, f"file-{what}"), what], name=f"ring-{what}")
                 client.wait_for_output("talking")
                 client.wait_for_output("round 300")
                 if not settings.plain:

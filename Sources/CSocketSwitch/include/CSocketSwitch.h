@@ -316,8 +316,8 @@ static inline int ss_memory_may_be_borrowed(void) {
     return !mark || __atomic_load_n(mark, __ATOMIC_RELAXED) == 0 || __atomic_load_n(&ss_borrowers, __ATOMIC_SEQ_CST) != 0;
 }
 static inline void ss_lend_memory(int children) { __atomic_add_fetch(&ss_borrowers, (uint32_t)children, __ATOMIC_SEQ_CST); }
-/// At the start, and in a child made by fork, when the process's id has been noted.
-void ss_begin_own_memory(void);
+/// When the process's id has been noted: at the start with a private page for the mark, in a child made by fork with null.
+void ss_begin_own_memory(void *page);
 
 /// This thread's kernel id, cached (0 until asked; reset in a forked child).
 int32_t ss_thread_id(void);
