@@ -61,8 +61,11 @@ static bool compare_free(const struct step *step, const struct outcome *native, 
     if (native->value <= 0 && switched->value <= 0 && may_wait_differently(native->error) && may_wait_differently(switched->error))
         return true;
     // Who waits for room has not looked at the memory yet, and who waits for data not at how much was wanted.
-    if (native->error == EFAULT && is_send(step) && may_wait_differently(switched->error)) return under_way(SWITCHED, step->end) > 0;
-    if (is_send(step) && may_wait_differently(native->error) && switched->error == EFAULT) return under_way(NATIVE, step->end) > 0;
+    // (What has arrived takes room until it is acknowledged.)
+    if (native->error == EFAULT && is_send(step) && may_wait_differently(switched->error))
+        return under_way(SWITCHED, step->end) > 0 || switched->unacknowledged;
+    if (is_send(step) && may_wait_differently(native->error) && switched->error == EFAULT)
+        return under_way(NATIVE, step->end) > 0 || native->unacknowledged;
     if (is_receive(step) && step->size == 0 && native->value == 0 && may_wait_differently(switched->error))
         return shared->ends[NATIVE][step->end].limit < 1000;
     if (is_receive(step) && may_wait_differently(native->error) && (switched->error == EFAULT || switched->value == 0)) return true;
