@@ -573,9 +573,11 @@ func dependents(_ listener: Int) -> Word {
 /// the last one ends a listening companion whose listener the program has closed meanwhile.
 func releaseListener(_ index: Int) {
     let connection = sessionOf(index).connection
-    let listener = Int(connection.pointee.listener)
+    if connection.pointee.listener == 0 { return }
+    // Of several threads one gives it up.
+    let word = withUnsafeMutablePointer(to: &connection.pointee.listener) { HalfWord(UnsafeMutableRawPointer($0), 0) }
+    let listener = Int(word.exchange(0))
     guard listener != 0 else { return }
-    connection.pointee.listener = 0
     let listening = sessionOf(listener)
     guard listening.slot.generation.load() == connection.pointee.listenerGeneration else { return }
     let count = dependents(listener)
