@@ -1,5 +1,6 @@
 #include "CSocketSwitch.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/single_threaded.h>
 
@@ -22,6 +23,24 @@ static __thread struct ss_poll_stamp poll_stamp __attribute__((tls_model("initia
 struct ss_poll_stamp *ss_thread_poll_stamp(void) { return &poll_stamp; }
 
 void ss_thread_id_reset(void) { thread_id = 0; }
+
+struct ss_relatives ss_relatives;
+
+static long record(int fd, int command, struct flock *lock, long index) {
+    *lock = (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = index, .l_len = 1};
+    return ss_syscall6(SYS_fcntl, fd, command, (long)lock, 0, 0, 0);
+}
+
+long ss_lock_record(int fd, long index) {
+    struct flock lock;
+    return record(fd, F_SETLK, &lock, index);
+}
+
+long ss_record_is_locked(int fd, long index) {
+    struct flock lock;
+    long result = record(fd, F_GETLK, &lock, index);
+    return result < 0 ? result : lock.l_type != F_UNLCK;
+}
 
 uint32_t ss_borrowers;
 uint32_t *ss_own_mark;

@@ -40,6 +40,8 @@ package struct FamilyArena {
     @inline(__always) package var highWater: Word { Word(base, 128) }
     @inline(__always) var nextFree: Word { Word(base, 192) }
     @inline(__always) var processHighWater: Word { Word(base, 200) }
+    /// PID namespaces of the family's processes so far, without the first one's: see `ss_relatives`.
+    @inline(__always) package var spaces: Word { Word(base, 208) }
     /// Bytes that sockets which are closed by now sent and received over companions, for statistics.
     @inline(__always) package var retiredSent: Word { Word(base, 256) }
     @inline(__always) package var retiredReceived: Word { Word(base, 264) }
@@ -59,10 +61,12 @@ package struct FamilyArena {
     package var usedProcessCount: Int { min(Int(processHighWater.load()), FamilyArena.processCount) }
 
     /// Takes a process entry; -1 when the table is full. `pid`: also a `ProcessEntry.reservation`.
-    package func addProcess(pid: UInt64) -> Int {
+    package func addProcess(pid: UInt64, space: UInt32 = ss_relatives.space) -> Int {
         for index in 0..<FamilyArena.processCount {
             let entry = process(index)
             guard entry.state.compareExchange(ProcessEntry.free, ProcessEntry.live) else { continue }
+            entry.space.store(UInt64(space))
+            entry.isWatched.store(0)
             entry.pid.store(pid)
             entry.mailbox.store(0)
             while true {
@@ -78,6 +82,24 @@ package struct FamilyArena {
     /// given up; its holds are gone.
     package func claim(_ index: Int, _ reservation: UInt64, pid: UInt64) -> Bool {
         process(index).pid.compareExchange(reservation, pid)
+    }
+
+    /// Lets those of the family that number processes otherwise see whether this process, whose entry it is, is alive: it keeps a
+    /// record lock. In a reserved entry, before it is claimed.
+    package func watch(_ index: Int) {
+        guard index >= 0 else { return }
+        process(index).space.store(UInt64(ss_relatives.space))
+        guard ss_relatives.arena_plus_one > 0, ss_lock_record(ss_relatives.arena_plus_one - 1, index) == 0 else { return }
+        process(index).isWatched.store(1)
+    }
+
+    /// Whether the process of a live entry, which said that it is `pid`, exists no more.
+    private func hasEnded(_ index: Int, _ pid: UInt64) -> Bool {
+        guard pid != 0, pid <= UInt64(Int32.max) else { return false }
+        if process(index).space.load() == UInt64(ss_relatives.space) { return ss_sys_kill(Int32(pid), 0) == -Int(ESRCH) }
+        // Its number means nothing here. Whom nobody can ask about stays.
+        return process(index).isWatched.load() != 0 && ss_relatives.arena_plus_one > 0
+            && ss_record_is_locked(ss_relatives.arena_plus_one - 1, index) == 0
     }
 
     /// Process `process` holds the slot from now on. For a slot that cannot become free meanwhile.
@@ -106,7 +128,7 @@ package struct FamilyArena {
     }
 
     /// Frees what processes left behind that were killed, or that never were: a fork that failed, a child that died before
-    /// its first instruction of ours. Costs one kill(2) a process of the family. `now`: monotonic nanoseconds.
+    /// its first instruction of ours. Costs one system call a process of the family. `now`: monotonic nanoseconds.
     package func reapDeadProcesses(now: UInt64 = ss_monotonic_ns()) {
         for index in 0..<usedProcessCount {
             let entry = process(index)
@@ -116,7 +138,7 @@ package struct FamilyArena {
             if pid & ProcessEntry.reserved != 0 {
                 isGone = Int64(bitPattern: now &- pid & ~ProcessEntry.reserved) > FamilyArena.reservationNanoseconds
             } else {
-                isGone = pid != 0 && pid <= UInt64(Int32.max) && ss_sys_kill(Int32(pid), 0) == -Int(ESRCH)
+                isGone = hasEnded(index, pid)
             }
             // Of several that noticed, one removes; the entry may be another process's by the time the others get here.
             if isGone, entry.pid.compareExchange(pid, 0) { removeProcess(index) }
@@ -253,6 +275,10 @@ package struct ProcessEntry {
     /// so tell one reservation of the entry from the next.
     package static var reserved: UInt64 { 1 << 63 }
     package static func reservation(now: UInt64) -> UInt64 { now | reserved }
+    /// In which PID namespace that number is meant: `ss_relatives.space`.
+    @inline(__always) package var space: Word { Word(base, 32) }
+    /// 1: the process keeps a lock on the arena's byte of the entry's number as long as it lives.
+    @inline(__always) package var isWatched: Word { Word(base, 40) }
     /// The service raises it when it has sent this process a message.
     @inline(__always) package var mailbox: Word { Word(base, 64) }
     /// The program's name (`comm`), zero-terminated, at most 15 bytes.

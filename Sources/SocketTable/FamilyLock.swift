@@ -9,6 +9,9 @@ import StreamRing
 /// sleeps". An owner that died (kill -9) is noticed by whoever waits, who then takes the lock over; every critical
 /// section therefore publishes its result with one final store.
 ///
+/// Between the two stands the PID namespace that the id is meant in (`ss_relatives`, its last 9 bits): an owner in another one
+/// cannot be asked about, and counts as dead when it has not moved for two seconds.
+///
 /// Not re-entrant: `lock()` answers `.ownedByThisThread` to a signal handler that interrupted the owner.
 /// Async-signal-safe; never allocates; fork-safe (a child waits for the parent's thread as for any other).
 package struct FamilyLock {
@@ -28,9 +31,16 @@ package struct FamilyLock {
 
     private static var sleepers: UInt32 { 0x8000_0000 }
 
+    /// Thread ids have at most 22 bits (PID_MAX_LIMIT).
+    private static var threadBits: UInt32 { 22 }
+    @inline(__always)
+    private static var me: UInt32 {
+        UInt32(bitPattern: ss_thread_id()) | ss_relatives.space << threadBits & ~sleepers
+    }
+
     @inline(__always)
     package func lock() -> Outcome {
-        let me = UInt32(bitPattern: ss_thread_id())
+        let me = FamilyLock.me
         if word.compareExchange(0, me) == 0 {
             frame.storeRelaxed(FamilyLock.stackPosition())
             return .acquired
@@ -40,7 +50,7 @@ package struct FamilyLock {
 
     @inline(__always)
     package func tryLock() -> Bool {
-        guard word.compareExchange(0, UInt32(bitPattern: ss_thread_id())) == 0 else { return false }
+        guard word.compareExchange(0, FamilyLock.me) == 0 else { return false }
         frame.storeRelaxed(FamilyLock.stackPosition())
         return true
     }
@@ -53,9 +63,13 @@ package struct FamilyLock {
     @inline(__always)
     static func stackPosition() -> UInt64 { UInt64(UInt(bitPattern: ss_frame_address())) }
 
+    /// Sleeps of 20 ms in a row from which nobody woke us. (Whoever gives the lock back wakes a sleeper.)
+    private static var patience: Int { 100 }
+
     @inline(never)
     private func lockSlowly(_ me: UInt32) -> Outcome {
         var rounds = 0
+        var vainSleeps = 0
         while true {
             let found = word.load()
             let owner = found & ~FamilyLock.sleepers
@@ -81,7 +95,11 @@ package struct FamilyLock {
             if found & FamilyLock.sleepers == 0, word.compareExchange(found, found | FamilyLock.sleepers) != found { continue }
             var timeout = timespec(tv_sec: 0, tv_nsec: 20_000_000)
             let result = ss_sys_futex_wait(word.address, owner | FamilyLock.sleepers, &timeout)
-            if result == -Int(ETIMEDOUT), ss_sys_tkill(Int32(bitPattern: owner), 0) == -Int(ESRCH) {
+            vainSleeps = result == -Int(ETIMEDOUT) ? vainSleeps &+ 1 : 0
+            let isGone = (owner ^ me) >> FamilyLock.threadBits == 0
+                ? vainSleeps > 0 && ss_sys_tkill(Int32(bitPattern: owner & (1 << FamilyLock.threadBits &- 1)), 0) == -Int(ESRCH)
+                : vainSleeps >= FamilyLock.patience
+            if isGone {
                 if word.compareExchange(owner | FamilyLock.sleepers, me | FamilyLock.sleepers) == owner | FamilyLock.sleepers {
                     frame.storeRelaxed(FamilyLock.stackPosition())
                     return .acquired

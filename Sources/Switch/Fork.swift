@@ -42,12 +42,16 @@ package func switchAfterForkInChild() {
     let arena = FamilyArena(memory)
     state.pointee.pid = Int32(ss_sys_getpid())
     ss_begin_own_memory(nil)
+    // Its parent is not in its PID namespace: then it is the first one there of the family.
+    if ss_sys_getppid() == 0 { ss_relatives.space = UInt32(truncatingIfNeeded: arena.spaces.add(1)) }
     state.pointee.process = state.pointee.reservedChild
+    arena.watch(Int(state.pointee.process))
     state.pointee.isIntroduced = false
     let pid = UInt64(UInt32(bitPattern: state.pointee.pid))
     if state.pointee.process >= 0, !arena.claim(Int(state.pointee.process), state.pointee.reservation, pid: pid) {
         // This child stood still for so long that it was taken for dead.
         state.pointee.process = Int32(arena.addProcess(pid: pid))
+        arena.watch(Int(state.pointee.process))
         if state.pointee.process >= 0 { holdInherited(arena, Int(state.pointee.process)) }
     }
     if state.pointee.process >= 0 {

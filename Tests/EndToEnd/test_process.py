@@ -514,6 +514,18 @@ class Children(ProcessCase):
         for how in ("_Fork", "syscall", "clone"):
             self.with_phases(lambda server, client: server.do(f"fork {how}") and None, phases=("moved",))
 
+    def test_child_in_a_pid_namespace(self):
+        """It sees none of its family's process ids, and must not take those processes for dead."""
+        server, client = self.pair()
+        self.move(server, client)
+        server.do("confine")
+        self.talk(client, server)
+        if not settings.plain:
+            self.assertEqual(self.carriers(), {"companion"})
+            self.assertEqual(len(self.entries()), 2)
+        self.both_ways(client, server)
+        self.finish(client, server)
+
     def test_forked_child_and_parent_take_turns(self):
         server, client = self.pair()
         self.move(server, client)

@@ -25,6 +25,23 @@ private func spawnSleeper() -> pid_t {
     return pid
 }
 
+/// The same, once it has locked a byte of a file that it inherits.
+private func spawnSleeper(thatLocks byte: Int, of file: Int32) -> pid_t {
+    let program = "import fcntl, os, time; fcntl.lockf(\(file), fcntl.LOCK_EX, 1, \(byte)); os.write(\(file), b'x'); time.sleep(600)"
+    var strings: [UnsafeMutablePointer<CChar>?] = [strdup("python3"), strdup("-I"), strdup("-c"), strdup(program), nil]
+    defer { for string in strings { free(string) } }
+    var pid: pid_t = 0
+    #expect(posix_spawnp(&pid, "python3", nil, nil, &strings, Glibc.environ) == 0)
+    var byte: UInt8 = 0
+    var rounds = 0
+    while pread(file, &byte, 1, 0) == 1, byte == 0, rounds < 5000 {
+        usleep(2000)
+        rounds += 1
+    }
+    #expect(byte != 0)
+    return pid
+}
+
 private func end(_ pid: pid_t) {
     kill(pid, SIGKILL)
     waitpid(pid, nil, 0)
@@ -151,6 +168,39 @@ private func end(_ pid: pid_t) {
         #expect(arena.process(child).state.load() == ProcessEntry.free)
         arena.reapDeadProcesses()
         #expect(arena.slot(shared).holders.load() == 1)
+    }
+
+    @Test("A process in another PID namespace is not judged by its number, but by the lock that it keeps")
+    func otherNumbers() {
+        let file = memfd_create("arena", 0)
+        ss_relatives.arena_plus_one = file + 1
+        defer {
+            ss_relatives.arena_plus_one = 0
+            close(file)
+        }
+        #expect(ftruncate(file, FamilyArena.processCount) == 0)
+        let parent = arena.addProcess(pid: own)
+        let index = arena.allocateSlot(process: parent)
+        // Nobody here has that number, and nobody can be asked about it.
+        let unwatched = arena.addProcess(pid: 0x7FFF_FFFF, space: 1)
+        arena.hold(index, process: unwatched)
+        arena.reapDeadProcesses()
+        #expect(arena.slot(index).holders.load() == 2)
+        arena.removeProcess(unwatched)
+        // One that lives, and one that has ended.
+        let child = arena.addProcess(pid: 0x7FFF_FFFF, space: 1)
+        arena.hold(index, process: child)
+        arena.process(child).isWatched.store(1)
+        let pid = spawnSleeper(thatLocks: child, of: file)
+        arena.reapDeadProcesses()
+        #expect(arena.slot(index).holders.load() == 2)
+        end(pid)
+        arena.reapDeadProcesses()
+        #expect(arena.slot(index).holders.load() == 1 && arena.process(child).state.load() == ProcessEntry.free)
+        // The entry's next user says anew whether it is watched.
+        #expect(arena.addProcess(pid: own) == child && arena.process(child).isWatched.load() == 0)
+        arena.watch(child)
+        #expect(arena.process(child).isWatched.load() == 1)
     }
 
     @Test("A fork that failed leaves a reservation, which expires; a child that comes too late is told")

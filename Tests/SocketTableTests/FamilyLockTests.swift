@@ -103,6 +103,28 @@ private func inThread(_ body: @escaping @Sendable () -> Void) -> pthread_t {
         #expect(guarded.counter.pointee == 3)
     }
 
+    @Test("An owner in another PID namespace is not followed because nobody here has its number, but in the end it is")
+    func ownerElsewhere() {
+        let guarded = Guarded()
+        defer { guarded.free() }
+        guarded.word.pointee = 5 << 22 | 0x3F_FFFF
+        var start = ss_monotonic_ns()
+        #expect(guarded.lock.lock() == .acquired)
+        #expect(ss_monotonic_ns() - start > 1_500_000_000)
+        guarded.lock.unlock()
+        // This thread's own number, meant elsewhere, is not this thread.
+        guarded.word.pointee = 5 << 22 | UInt32(ss_thread_id())
+        start = ss_monotonic_ns()
+        let owner = inThread {
+            usleep(200_000)
+            guarded.lock.unlock()
+        }
+        #expect(guarded.lock.lock() == .acquired)
+        #expect(ss_monotonic_ns() - start > 150_000_000)
+        guarded.lock.unlock()
+        pthread_join(owner, nil)
+    }
+
     @Test("A handler that interrupted the owner is told so; a frame that longjmp abandoned is not")
     func reentry() {
         let guarded = Guarded()

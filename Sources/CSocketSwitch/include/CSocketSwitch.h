@@ -137,6 +137,7 @@ static inline long ss_sys_munmap(void *a, size_t n) { return ss_syscall6(SYS_mun
 static inline long ss_sys_madvise(void *a, size_t n, int advice) { return ss_syscall6(SYS_madvise, (long)a, (long)n, advice, 0, 0, 0); }
 static inline long ss_sys_sched_yield(void) { return ss_syscall6(SYS_sched_yield, 0, 0, 0, 0, 0, 0); }
 static inline long ss_sys_getpid(void) { return ss_syscall6(SYS_getpid, 0, 0, 0, 0, 0, 0); }
+static inline long ss_sys_getppid(void) { return ss_syscall6(SYS_getppid, 0, 0, 0, 0, 0, 0); }
 static inline long ss_sys_gettid(void) { return ss_syscall6(SYS_gettid, 0, 0, 0, 0, 0, 0); }
 static inline long ss_sys_getuid(void) { return ss_syscall6(SYS_geteuid, 0, 0, 0, 0, 0, 0); }
 static inline long ss_sys_kill(int pid, int sig) { return ss_syscall6(SYS_kill, pid, sig, 0, 0, 0, 0); }
@@ -318,6 +319,21 @@ static inline int ss_memory_may_be_borrowed(void) {
 static inline void ss_lend_memory(int children) { __atomic_add_fetch(&ss_borrowers, (uint32_t)children, __ATOMIC_SEQ_CST); }
 /// When the process's id has been noted: at the start with a private page for the mark, in a child made by fork with null.
 void ss_begin_own_memory(void *page);
+
+/// What this process needs to tell which of its family are alive.
+struct ss_relatives {
+    /// Which PID namespace of the family's the process is in: 0 is that of the one that began it. Numbers, those of threads too,
+    /// mean something only to processes in the same one.
+    uint32_t space;
+    /// The arena's memfd, plus one; 0: there is none.
+    int32_t arena_plus_one;
+};
+extern struct ss_relatives ss_relatives __attribute__((swift_attr("nonisolated(unsafe)")));
+
+/// Locks byte `index` of a file for this process (not for its children), until it ends or becomes another program. 0, or -errno.
+long ss_lock_record(int fd, long index);
+/// Whether another process has locked it. 1, 0, or -errno.
+long ss_record_is_locked(int fd, long index);
 
 /// This thread's kernel id, cached (0 until asked; reset in a forked child).
 int32_t ss_thread_id(void);

@@ -24,6 +24,7 @@ import time
 PERIOD = 65521
 # clone(SIGCHLD, 0, …), which every architecture has.
 SYSTEM_CALL_FORK = ({"x86_64": 56, "aarch64": 220}[os.uname().machine], 17, 0, 0, 0, 0)
+CLONE_NEWPID = 0x20000000
 TO_SERVER = random.Random(1).randbytes(PERIOD) * 18
 TO_CLIENT = random.Random(2).randbytes(PERIOD) * 18
 
@@ -351,6 +352,21 @@ class Stage:
             self.connection.close()
             _, status = os.waitpid(child, 0)
             sys.exit(1 if status else 0)
+
+    def do_confine(self):
+        """A child in a PID namespace of its own, with a child of its own, closes its copy and ends."""
+        child = ctypes.CDLL(None, use_errno=True).syscall(SYSTEM_CALL_FORK[0], CLONE_NEWPID | signal.SIGCHLD, 0, 0, 0, 0)
+        if child < 0:
+            raise OSError(ctypes.get_errno(), "clone")
+        if child == 0:
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
+            self.connection.close()
+            os._exit(0 if os.getpid() == 1 else 1)
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise SystemExit(f"the child ended with {status}")
 
     def do_split(self):
         """A forked child uses the connection, too, when it is told."""
