@@ -76,6 +76,11 @@ static int stub_io_uring_queue_init_mem(unsigned entries, void *ring, void *para
 static int stub_io_uring_submit(void *ring) { return -ENOSYS; }
 static int stub_io_uring_submit_and_wait(void *ring, unsigned count) { return -ENOSYS; }
 static int stub_io_uring_submit_and_wait_timeout(void *ring, void *result, unsigned count, void *timeout, void *mask) { return -ENOSYS; }
+static int stub_io_uring_submit_and_wait_min_timeout(
+    void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask) { return -ENOSYS; }
+static int stub_io_uring_submit_and_wait_reg(void *ring, void *result, unsigned count, int number) { return -ENOSYS; }
+static int stub_io_uring_wait_cqes_min_timeout(
+    void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask) { return -ENOSYS; }
 static int stub_io_uring_submit_and_get_events(void *ring) { return -ENOSYS; }
 static int stub_io_uring_wait_cqes(void *ring, void *result, unsigned count, void *timeout, void *mask) { return -ENOSYS; }
 static int stub_io_uring_wait_cqe_timeout(void *ring, void *result, void *timeout) { return -ENOSYS; }

@@ -58,12 +58,27 @@ private func ringBegins(_ flags: UInt32) {
     return ss_real.io_uring_submit_and_wait_timeout(ring, result, count, timeout, mask)
 }
 
+@c(io_uring_submit_and_wait_min_timeout) public func interposedSubmitAndWaitMinTimeout(
+    _ ring: UnsafeMutableRawPointer?, _ result: UnsafeMutableRawPointer?, _ count: UInt32, _ timeout: UnsafeMutableRawPointer?,
+    _ least: UInt32, _ mask: UnsafeMutableRawPointer?
+) -> Int32 {
+    switchRingSubmits(ring)
+    return ss_real.io_uring_submit_and_wait_min_timeout(ring, result, count, timeout, least, mask)
+}
+
+@c(io_uring_submit_and_wait_reg) public func interposedSubmitAndWaitRegistered(
+    _ ring: UnsafeMutableRawPointer?, _ result: UnsafeMutableRawPointer?, _ count: UInt32, _ number: Int32
+) -> Int32 {
+    switchRingSubmits(ring)
+    return ss_real.io_uring_submit_and_wait_reg(ring, result, count, number)
+}
+
 @c(io_uring_submit_and_get_events) public func interposedSubmitAndGetEvents(_ ring: UnsafeMutableRawPointer?) -> Int32 {
     switchRingSubmits(ring)
     return ss_real.io_uring_submit_and_get_events(ring)
 }
 
-// These two submit, too, where the kernel knows no time-out of its own.
+// These submit, too, where the kernel knows no time-out of its own.
 
 @c(io_uring_wait_cqes) public func interposedWaitEvents(
     _ ring: UnsafeMutableRawPointer?, _ result: UnsafeMutableRawPointer?, _ count: UInt32, _ timeout: UnsafeMutableRawPointer?,
@@ -71,6 +86,14 @@ private func ringBegins(_ flags: UInt32) {
 ) -> Int32 {
     switchRingSubmits(ring)
     return ss_real.io_uring_wait_cqes(ring, result, count, timeout, mask)
+}
+
+@c(io_uring_wait_cqes_min_timeout) public func interposedWaitEventsMinTimeout(
+    _ ring: UnsafeMutableRawPointer?, _ result: UnsafeMutableRawPointer?, _ count: UInt32, _ timeout: UnsafeMutableRawPointer?,
+    _ least: UInt32, _ mask: UnsafeMutableRawPointer?
+) -> Int32 {
+    switchRingSubmits(ring)
+    return ss_real.io_uring_wait_cqes_min_timeout(ring, result, count, timeout, least, mask)
 }
 
 @c(io_uring_wait_cqe_timeout) public func interposedWaitEventTimeout(

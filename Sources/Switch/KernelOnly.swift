@@ -34,12 +34,13 @@ package func switchRingSubmits(_ ring: UnsafeMutableRawPointer?) {
     }
 }
 
-/// A ring takes files under numbers of its own.
+/// A ring takes files under numbers of its own. A list that the program has not is the kernel's to refuse.
 package func switchRingTakes(_ files: UnsafePointer<Int32>?, _ count: UInt32) {
     guard let files, !privateState.pointee.hasRing else { return }
     var index = 0
-    while index < Int(count) {
-        if descriptorEntry(files[index]) != 0 { return switchRingIsMade() }
+    var fd: Int32 = -1
+    while index < Int(count), ss_copy_program_memory(&fd, files + index, 4) == 0 {
+        if descriptorEntry(fd) != 0 { return switchRingIsMade() }
         index &+= 1
     }
 }

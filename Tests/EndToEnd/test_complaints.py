@@ -274,10 +274,11 @@ class Complaints(Compiled):
 
     def test_an_io_uring_of_liburing_is_watched(self):
         """While it works on files the sockets stay where they are; when it takes one of them, all are on TCP."""
-        program = os.path.join(self.directory, "ring")
-        subprocess.run(
-            [find_program("gcc"), "-O1", "-w", "-o", program, os.path.join(PROGRAMS, "ring.c"), "-luring"], check=True)
-        for what in ("files", "socket", "registered", "enter"):
+        program, newer = os.path.join(self.directory, "ring"), os.path.join(self.directory, "libnewer.so")
+        compiler = [find_program("gcc"), "-O1", "-w", "-o"]
+        subprocess.run([*compiler, newer, "-shared", "-fPIC", os.path.join(PROGRAMS, "newer_ring.c")], check=True)
+        subprocess.run([*compiler, program, os.path.join(PROGRAMS, "ring.c"), newer, "-luring"], check=True)
+        for what in ("files", "socket", "registered", "enter", "newer0", "newer1", "newer2"):
             with self.subTest(what):
                 port = free_port()
                 server = self.start([PYTHON, "-c", ECHO, str(port)])

@@ -52,8 +52,13 @@
     X(int, io_uring_submit, (SS_P ring)) \
     X(int, io_uring_submit_and_wait, (SS_P ring, unsigned count)) \
     X(int, io_uring_submit_and_wait_timeout, (SS_P ring, SS_P result, unsigned count, SS_P timeout, SS_P mask)) \
+    X(int, io_uring_submit_and_wait_min_timeout, \
+      (SS_P ring, SS_P result, unsigned count, SS_P timeout, unsigned least, SS_P mask)) \
+    X(int, io_uring_submit_and_wait_reg, (SS_P ring, SS_P result, unsigned count, int number)) \
     X(int, io_uring_submit_and_get_events, (SS_P ring)) \
     X(int, io_uring_wait_cqes, (SS_P ring, SS_P result, unsigned count, SS_P timeout, SS_P mask)) \
+    X(int, io_uring_wait_cqes_min_timeout, \
+      (SS_P ring, SS_P result, unsigned count, SS_P timeout, unsigned least, SS_P mask)) \
     X(int, io_uring_wait_cqe_timeout, (SS_P ring, SS_P result, SS_P timeout)) \
     X(int, io_uring_enter, (unsigned ring, unsigned count, unsigned wanted, unsigned flags, SS_P mask)) \
     X(int, io_uring_enter2, (unsigned ring, unsigned count, unsigned wanted, unsigned flags, SS_P mask, size_t size)) \
