@@ -31,7 +31,7 @@ let package = Package(
         .target(
             name: "Interposer",
             dependencies: ["CSocketSwitch", "CInterposer"],
-            exclude: ["exports.map"],
+            exclude: ["exports.map", "functions.order"],
             swiftSettings: [
                 .enableExperimentalFeature("Embedded"), .enableExperimentalFeature("SymbolLinkageMarkers"),
                 .swiftLanguageMode(.v6), .unsafeFlags(gnuSource),
@@ -44,6 +44,7 @@ let package = Package(
                 .unsafeFlags([
                     "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/Interposer/exports.map",
                     "-use-ld=lld", "-Xlinker", "--as-needed", "-Xlinker", "--gc-sections", "-Xlinker", "-z", "-Xlinker", "now",
+                    "-Xlinker", "--symbol-ordering-file=\(Context.packageDirectory)/Sources/Interposer/functions.order",
                 ])
             ]
         ),

@@ -15,17 +15,18 @@ BEGIN, END = "<!-- figures: written by Benchmarks/run.py --readme -->\n", "<!-- 
 
 
 def median_of(rounds):
-    keys = {key for result in rounds for key in result} - {"round"}
+    keys = {key for result in rounds for key in result} - {"round", "turns"}
     return {key: statistics.median(result[key] for result in rounds if key in result) for key in sorted(keys)}
 
 
 def gain(kind, rounds):
-    """How many times better than TCP, as the median over the rounds of both in one round: the machine's speed drifts, and what
-    ran side by side drifted alike. None when there is no such round."""
-    def worth(result):
-        return 1 / result["p50"] if kind == "latency" else result["perSecond"]
-    of_tcp = {result["round"]: worth(result) for result in rounds.get("tcp", [])}
-    pairs = [worth(result) / of_tcp[result["round"]] for result in rounds.get("switched", []) if result["round"] in of_tcp]
+    """How many times better than TCP, as the median over the rounds (or turns within rounds) of both in one: the machine's speed
+    drifts, and what ran side by side drifted alike. None when there is no such round."""
+    def worths(result):
+        return [1 / seconds for seconds in result.get("turns", [])] or [1 / result["p50"] if kind == "latency" else result["perSecond"]]
+    of_tcp = {result["round"]: worths(result) for result in rounds.get("tcp", [])}
+    pairs = [ours / tcp for result in rounds.get("switched", []) if result["round"] in of_tcp
+             for ours, tcp in zip(worths(result), of_tcp[result["round"]])]
     return statistics.median(pairs) if pairs else None
 
 

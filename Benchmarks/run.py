@@ -135,6 +135,40 @@ class Bench:
         result["cpuMicrosecondsEach"] = result["cpuSeconds"] / result["count"] * 1e6
         return result
 
+    def connect_turns(self, ways, place, size, count, batch):
+        """Connections made by all ways in turns of some milliseconds, since the speed of a shared machine changes by a half within a
+        second. Returns a result for each way, with the seconds of each of its turns."""
+        server_cpu, client_cpu = PLACES[place]
+        clients, servers = {}, {}
+        try:
+            for way in ways:
+                address = self.next_address(way)
+                common = ["--mode", "connect", "--transport", "unix" if way == "unix" else "tcp", "--address", address,
+                          "--size", str(size), "--count", str(count), "--batch", str(batch)]
+                server = servers[way] = self.start(way, [self.sockbench, "server", *common, "--cpu", str(server_cpu)], stdout=subprocess.PIPE)
+                if server.stdout.readline().strip() != "listening":
+                    raise Failure(f"{way}: the server did not start")
+                client = clients[way] = self.start(way, [self.sockbench, "client", *common, "--cpu", str(client_cpu)],
+                                                   stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+                if client.stdout.readline().strip() != "warm":
+                    raise Failure(f"{way}: the client did not start")
+            turns = {way: [] for way in ways}
+            for turn in range(count // batch):
+                for way in ways if turn % 2 == 0 else reversed(ways):
+                    clients[way].stdin.write(".")
+                    clients[way].stdin.flush()
+                    turns[way].append(json.loads(clients[way].stdout.readline())["seconds"])
+            results = {}
+            for way in ways:
+                result, other = json.loads(clients[way].stdout.readline()), json.loads(servers[way].stdout.readline())
+                if clients[way].wait(30) != 0 or servers[way].wait(30) != 0:
+                    raise Failure(f"{way}: an end did not end well")
+                result["cpuSeconds"] += other["cpuSeconds"]
+                results[way] = {**result, "cpuMicrosecondsEach": result["cpuSeconds"] / count * 1e6, "turns": turns[way]}
+        finally:
+            self.end()
+        return results
+
     # redis
 
     def redis_run(self, way, place, requests, clients, pipeline, value_bytes):
@@ -237,13 +271,14 @@ def client_cpu_seconds(bench, client):
 class Measurement(typing.NamedTuple):
     name: str
     kind: str
-    function: typing.Callable  # of (bench, way, place)
+    function: typing.Callable  # of (bench, way, place); of (bench, ways, place) when all take turns within one round
     ways: list
     places: list
     #: Is it one of those that the project is judged by?
     is_core: bool
     #: Rounds for one of the others: a ratio near 1 drowns in the machine's noise with few.
     rounds_factor: int = 1
+    takes_turns: bool = False
 
 
 def suite(quick):
@@ -269,7 +304,7 @@ def suite(quick):
         Measurement("8 B messages, one write each", "rate", oneway(8, 16_000_000), every, places, True),
         Measurement("64 KiB messages", "bytes", oneway(65536, 160_000), every, places, False),
         Measurement("connect, one request of 64 B, close", "rate",
-                    lambda bench, way, place: bench.sockbench_run(way, place, "connect", 64, 10_000 // part), no_spin, places, True, 8),
+                    lambda bench, ways, place: bench.connect_turns(ways, place, 64, 10_000 // part, 250), no_spin, places, True, 4, True),
         Measurement("redis GET, 1 client", "rate", redis(1, 1, 3, 1_000_000, 60_000), no_spin, places, True),
         Measurement("redis GET, 50 clients", "rate", redis(50, 1, 3, 2_000_000, 200_000), no_spin, places, True, 2),
         Measurement("redis GET, 50 clients, pipeline 16", "rate", redis(50, 16, 3, 6_000_000, 2_000_000), no_spin, places, False),
@@ -321,16 +356,20 @@ def main():
             for place in entry.places:
                 # Every other round the other way round: what a run leaves behind (connections in TIME_WAIT, say) is met by each.
                 order = list(rounds[place])
-                for way in order if number_of_round % 2 == 0 else reversed(order):
+                if number_of_round % 2:
+                    order.reverse()
+                for ways_of_run in [order] if entry.takes_turns else [[way] for way in order]:
                     try:
                         client_cpu_seconds(bench, None)
-                        result = entry.function(bench, way, place)
+                        done = (entry.function(bench, ways_of_run, place) if entry.takes_turns
+                                else {way: entry.function(bench, way, place) for way in ways_of_run})
                     except (Failure, subprocess.SubprocessError, ValueError, IndexError, OSError) as failure:
-                        failures.append(f"{name}, {place}, {way}: {failure}")
+                        failures.append(f"{name}, {place}, {', '.join(ways_of_run)}: {failure}")
                         print(f"FAILED {failures[-1]}", flush=True)
                         continue
-                    rounds[place][way].append({**result, "round": number_of_round})
-                    print(f"{name:38} {place:9} {way:14} round {number_of_round + 1}: {cell(kind, result)}", flush=True)
+                    for way, result in done.items():
+                        rounds[place][way].append({**result, "round": number_of_round})
+                        print(f"{name:38} {place:9} {way:14} round {number_of_round + 1}: {cell(kind, result)}", flush=True)
         results.append({"name": name, "kind": kind, "rounds": arguments.rounds * entry.rounds_factor, "places": {
             place: {way: median_of(done) for way, done in of_place.items() if done} for place, of_place in rounds.items()},
                         "gains": {place: gain(kind, of_place) for place, of_place in rounds.items()}})

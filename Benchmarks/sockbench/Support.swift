@@ -11,6 +11,8 @@ struct Options {
     var size = 64
     var count = 100_000
     var warmUp = 2_000
+    /// Connections a turn; 0: all at once.
+    var batch = 0
     /// Non-blocking calls, tried again until they succeed.
     var spin = false
     /// Between two tries: give the CPU away (both ends on one core).

@@ -2,7 +2,7 @@
 // ends with or without the switch, and looks whether the switch really carried the bytes.
 //
 //     sockbench server|client --mode pingpong|oneway|connect --transport tcp|unix --address PORT|PATH
-//         [--cpu N] [--size BYTES] [--count N] [--warm-up N] [--spin] [--yield] [--hold]
+//         [--cpu N] [--size BYTES] [--count N] [--warm-up N] [--spin] [--yield] [--hold] [--batch N]
 //     sockbench processors        how long a cache line takes from CPU 0 to CPU 1 and back: the floor of every round trip
 //
 // The client prints one line of JSON (nanoseconds, CPU seconds of this process); the server prints one at the end.
@@ -33,6 +33,7 @@ func parse() -> Options {
             case "--size": options.size = Int(value) ?? 64
             case "--count": options.count = Int(value) ?? 100_000
             case "--warm-up": options.warmUp = Int(value) ?? 2_000
+            case "--batch": options.batch = Int(value) ?? 0
             default: stop("unknown option \(name)")
             }
         }
@@ -128,17 +129,27 @@ func ask(_ options: Options) {
     var samples = Samples(capacity: max(1, options.count))
     if options.mode == "connect" {
         for _ in 0..<options.warmUp { oneConnection(options, buffer) }
-        let cpu = program_cpu_seconds()
-        let started = nanoseconds()
-        var last = started
-        for _ in 0..<options.count {
-            oneConnection(options, buffer)
-            let now = nanoseconds()
-            samples.add(now - last)
-            last = now
+        let batch = options.batch > 0 ? options.batch : options.count
+        if options.batch > 0 { say("warm") }
+        var seconds = 0.0, cpu = 0.0, left = options.count
+        while left > 0 {
+            waitForTurn(options)
+            let cpuBefore = program_cpu_seconds()
+            let started = nanoseconds()
+            var last = started
+            for _ in 0..<min(batch, left) {
+                oneConnection(options, buffer)
+                let now = nanoseconds()
+                samples.add(now - last)
+                last = now
+            }
+            left -= batch
+            let took = Double(last - started) * 1e-9
+            seconds += took
+            cpu += program_cpu_seconds() - cpuBefore
+            if options.batch > 0 { say("{\"seconds\": \(took)}") }
         }
-        let seconds = Double(last - started) * 1e-9
-        return result(samples, seconds: seconds, cpu: program_cpu_seconds() - cpu, count: options.count, bytes: 0)
+        return result(samples, seconds: seconds, cpu: cpu, count: options.count, bytes: 0)
     }
     let descriptor = connect(options)
     prepare(descriptor, options)
@@ -172,6 +183,13 @@ func ask(_ options: Options) {
         _ = read(0, &byte, 1)
     }
     close(descriptor)
+}
+
+/// With `--batch`: waits for a byte of input, so that several of these programs can take turns.
+func waitForTurn(_ options: Options) {
+    guard options.batch > 0 else { return }
+    var byte: UInt8 = 0
+    if read(0, &byte, 1) != 1 { stop("nobody gives turns") }
 }
 
 func oneConnection(_ options: Options, _ buffer: UnsafeMutableRawPointer) {

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <sys/single_threaded.h>
 
 uint32_t ss_descriptor_table[SS_DESCRIPTORS];
 unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((aligned(64)));
@@ -55,8 +54,7 @@ void ss_begin_own_memory(void *page) {
 }
 
 // As libc's own cancellation points do it: cancellable at any moment, but only around the bare system call.
-long ss_sleeping_syscall6(long n, long a, long b, long c, long d, long e, long f) {
-    if (__libc_single_threaded) return ss_syscall6(n, a, b, c, d, e, f);
+long ss_cancellable_syscall6(long n, long a, long b, long c, long d, long e, long f) {
     int type, ignored;
     pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &type);
     long result = ss_syscall6(n, a, b, c, d, e, f);

@@ -196,7 +196,8 @@ package struct FamilyArena {
                     let high = highWater.load()
                     if high > UInt64(index) || highWater.compareExchange(high, UInt64(index) + 1) { break }
                 }
-                let generation = slot.generation.add(1)
+                let generation = slot.generation.loadRelaxed() &+ 1  // nobody else's since the exchange
+                slot.generation.store(generation)
                 slot.plainReaders.begin(generation: generation)
                 slot.plainWriters.begin(generation: generation)
                 slot.holders.store(1)

@@ -15,8 +15,13 @@ private var patienceNanoseconds: UInt64 { 20_000_000 }
 
 /// After connect, accept, or a look at SO_ERROR: announces the connection if it is established. (On this host it mostly is
 /// when a non-blocking connect has just said EINPROGRESS.)
+@inline(__always)
 func announceEagerly(_ fd: Int32, _ index: Int) {
-    guard privateState.pointee.eager else { return }
+    if privateState.pointee.eager { announceAtOnce(fd, index) }
+}
+
+@inline(never)
+private func announceAtOnce(_ fd: Int32, _ index: Int) {
     let session = sessionOf(index)
     let connection = session.connection
     guard session.slot.kind.load() >= Slot.Kind.connected, !session.has(Slot.Flags.tcpOnly), !session.isDual,

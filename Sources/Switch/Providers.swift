@@ -248,10 +248,11 @@ private func matches(_ address: CompactAddress, _ subnet: UnsafeRawPointer, whol
     let bits = wholeAddress && !isLoopback ? width : min(prefix, width)
     var bit = 0
     while bit < bits {
-        let step = min(8, bits - bit)
-        let mask = UInt8(truncatingIfNeeded: 0xFF00 >> step)
-        if (mine.load(fromByteOffset: bit / 8, as: UInt8.self) ^ theirs.load(fromByteOffset: bit / 8, as: UInt8.self)) & mask != 0 { return false }
-        bit += step
+        let step = min(32, bits - bit)
+        let mask = UInt32(truncatingIfNeeded: UInt64(0xFFFF_FFFF_0000_0000) >> UInt64(step))
+        let difference = mine.loadUnaligned(fromByteOffset: bit / 8, as: UInt32.self) ^ theirs.loadUnaligned(fromByteOffset: bit / 8, as: UInt32.self)
+        if UInt32(bigEndian: difference) & mask != 0 { return false }
+        bit += 32
     }
     return true
 }

@@ -105,8 +105,14 @@ func noteHighest(_ fd: Int32) {
 
 /// A new descriptor has a number that the table still knows: it was closed by a way that we did not see (a raw system
 /// call). What it stood for is gone; except in a vfork child, whose parent goes on with it.
+@inline(__always)
 func forgetStale(_ fd: Int32) {
-    if descriptorEntry(fd) != 0, !isForeignChild() { dropEntry(fd) }
+    if descriptorEntry(fd) != 0 { dropStale(fd) }
+}
+
+@inline(never)
+private func dropStale(_ fd: Int32) {
+    if !isForeignChild() { dropEntry(fd) }
 }
 
 /// The socket becomes an unconnected one again: a new slot, with the options that the program has set.
@@ -193,47 +199,54 @@ func otherDescriptor(_ entry: UInt32, than fd: Int32) -> Int32 {
 
 /// The process's last descriptor of a socket goes.
 private func endSocket(_ fd: Int32, _ index: Int) {
+    guard let memory = privateState.pointee.arena else { return }
+    let record = sessionOf(index).connection
+    let isPlain = record.pointee.companion == 0 && record.pointee.companionPhase == CompanionPhase.none && !record.pointee.isPending
+        && record.pointee.firstAddressCompanion == 0
+    if isPlain {
+        releaseListener(index)
+    } else if !endCompanions(fd, index) {
+        return
+    }
+    FamilyArena(memory).release(index, process: Int(privateState.pointee.process))
+}
+
+/// False: a listener whose companion others still need stays, retired.
+@inline(never)
+private func endCompanions(_ fd: Int32, _ index: Int) -> Bool {
     let session = sessionOf(index)
-    let state = privateState
-    guard let memory = state.pointee.arena else { return }
     let connected = session.slot.kind.load() >= Slot.Kind.connected
     let record = session.connection
-    if record.pointee.companion != 0 || record.pointee.companionPhase != CompanionPhase.none || record.pointee.isPending
-        || record.pointee.firstAddressCompanion != 0
-    {
-        // Before the lock is taken: it may be seconds.
-        if isAlone(session.slot) { session.waitForBacklog(isLast: true) }
-        let locked = waitForPendingLock()
-        defer { if locked { unlockPending() } }
-        let alone = isAlone(session.slot)
-        if hasListeningCompanion(index), dependents(index).load() != 0 {
-            // What it accepted may still be offered: a server may close its listener first, or in the forked child that
-            // serves a connection. The last one of those ends it.
-            if alone { session.slot.kind.store(Slot.Kind.retired) }
-            return
-        }
-        removePending(index)
-        let companionPhase = record.pointee.companionPhase
-        let wasUp = companionPhase == CompanionPhase.up || companionPhase == CompanionPhase.negotiating
-        let unread = session.end(last: alone)
-        if alone, connected {
-            // TCP answers unread data with a reset; so must we. An announcement in flight holds a reference to the socket,
-            // so the FIN, or what the kernel would send instead, must not wait for it.
-            if unread {
-                Session.resetOnClose(fd)
-            } else if !wasUp, companionPhase >= CompanionPhase.connecting {
-                if closeResets(fd) { Session.reset(fd) } else { _ = ss_sys_shutdown(fd, 1) }
-            }
-        }
-        withdrawOffer(index, .none)
-        closeCompanion(index)
-        closeAddressCompanions(index)
-        record.pointee.companionPhase = CompanionPhase.none
-        releaseListener(index)
-    } else {
-        releaseListener(index)
+    // Before the lock is taken: it may be seconds.
+    if isAlone(session.slot) { session.waitForBacklog(isLast: true) }
+    let locked = waitForPendingLock()
+    defer { if locked { unlockPending() } }
+    let alone = isAlone(session.slot)
+    if hasListeningCompanion(index), dependents(index).load() != 0 {
+        // What it accepted may still be offered: a server may close its listener first, or in the forked child that
+        // serves a connection. The last one of those ends it.
+        if alone { session.slot.kind.store(Slot.Kind.retired) }
+        return false
     }
-    FamilyArena(memory).release(index, process: Int(state.pointee.process))
+    removePending(index)
+    let companionPhase = record.pointee.companionPhase
+    let wasUp = companionPhase == CompanionPhase.up || companionPhase == CompanionPhase.negotiating
+    let unread = session.end(last: alone)
+    if alone, connected {
+        // TCP answers unread data with a reset; so must we. An announcement in flight holds a reference to the socket,
+        // so the FIN, or what the kernel would send instead, must not wait for it.
+        if unread {
+            Session.resetOnClose(fd)
+        } else if !wasUp, companionPhase >= CompanionPhase.connecting {
+            if closeResets(fd) { Session.reset(fd) } else { _ = ss_sys_shutdown(fd, 1) }
+        }
+    }
+    withdrawOffer(index, .none)
+    closeCompanion(index)
+    closeAddressCompanions(index)
+    record.pointee.companionPhase = CompanionPhase.none
+    releaseListener(index)
+    return true
 }
 
 /// A listening companion that outlived its listener (see `endSocket`) ends. With or without the pending lock.

@@ -27,6 +27,14 @@ enum Library {
                     .filter { $0.hasSuffix(";") && !$0.contains("*") && !$0.contains("}") }.map { String($0.dropLast()) })
         }
     }
+
+    /// The names in Sources/Interposer/functions.order.
+    static var orderedFunctions: [String] {
+        get throws {
+            let text = try String(contentsOf: root.appendingPathComponent("Sources/Interposer/functions.order"), encoding: .utf8)
+            return text.split(separator: "\n").map(String.init).filter { !$0.hasPrefix("#") }
+        }
+    }
 }
 
 struct Missing: Error { let what: String }

@@ -40,6 +40,18 @@ import Testing
         #expect(names.contains("dlsym"), "the list was read")
     }
 
+    /// What the linker was told to put side by side is there, and is side by side.
+    @Test func orderedFunctionsExist() throws {
+        let ordered = try Library.orderedFunctions
+        #expect(ordered.count > 20)
+        var addresses: [String: Int] = [:]
+        for line in try words("nm", Library.path) where line.count == 3 { addresses[line[2]] = Int(line[0], radix: 16) }
+        #expect(ordered.filter { addresses[$0] == nil } == [])
+        let found = ordered.compactMap { addresses[$0] }
+        #expect(found == found.sorted())
+        #expect((found.max() ?? 0) - (found.min() ?? 0) < 32768)
+    }
+
     @Test func cannotAllocate() throws {
         let allocation: Set = [
             "malloc", "free", "calloc", "realloc", "posix_memalign", "aligned_alloc", "memalign", "swift_slowAlloc", "swift_allocObject",

@@ -22,6 +22,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/single_threaded.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -80,9 +81,13 @@ static const uint64_t ss_pace_cycles = 16;
 #error "SocketSwitch supports x86-64 and AArch64"
 #endif
 
+/// A system call that a pthread_cancel which arrives meanwhile interrupts: see `ss_sleeping_syscall6`.
+long ss_cancellable_syscall6(long n, long a, long b, long c, long d, long e, long f);
 /// A system call in which the thread may sleep as a cancellation point must: a pthread_cancel that arrives meanwhile ends
 /// the thread here (a lock held across it stays locked). Like `ss_syscall6` while the process has one thread.
-long ss_sleeping_syscall6(long n, long a, long b, long c, long d, long e, long f);
+static inline long ss_sleeping_syscall6(long n, long a, long b, long c, long d, long e, long f) {
+    return __libc_single_threaded ? ss_syscall6(n, a, b, c, d, e, f) : ss_cancellable_syscall6(n, a, b, c, d, e, f);
+}
 
 static inline long ss_sys_read(int fd, void *p, size_t n) { return ss_syscall6(SYS_read, fd, (long)p, (long)n, 0, 0, 0); }
 static inline long ss_sys_write(int fd, const void *p, size_t n) { return ss_syscall6(SYS_write, fd, (long)p, (long)n, 0, 0, 0); }

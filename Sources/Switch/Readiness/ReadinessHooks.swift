@@ -131,8 +131,14 @@ func readinessLeaveToKernel(_ socket: Int) {
 /// Descriptor `fd` of socket `socket` is about to be closed or replaced. If it is the process's last one, forgets the
 /// registrations and takes the doorbell out of the kernel's sets; otherwise they go on, as the kernel's do. Call it *before*
 /// close, before `Session.end`, and before `descriptorCount` is lowered.
+@inline(__always)
 package func readinessForget(_ fd: Int32, _ socket: Int) {
-    guard let root = ReadinessRoot.existing, connectionRecord(socket).pointee.firstRegistration != 0 else { return }
+    if connectionRecord(socket).pointee.firstRegistration != 0 { forgetRegistrations(fd, socket) }
+}
+
+@inline(never)
+private func forgetRegistrations(_ fd: Int32, _ socket: Int) {
+    guard let root = ReadinessRoot.existing else { return }
     let lock = root.socketLock(socket)
     guard lock.lock() == .acquired else {
         forgetInHandler(root, fd, socket)
