@@ -44,12 +44,14 @@ long ss_record_is_locked(int fd, long index) {
 uint32_t ss_borrowers;
 uint32_t *ss_own_mark;
 
-void ss_begin_own_memory(void *page) {
+void ss_mark_own_memory(void *page) {
+    if (ss_sys_madvise(page, 4096, 18 /* MADV_WIPEONFORK */) != 0) return;
+    __atomic_store_n((uint32_t *)page, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&ss_own_mark, page, __ATOMIC_RELEASE);
+}
+
+void ss_begin_copied_memory(void) {
     __atomic_store_n(&ss_borrowers, 0, __ATOMIC_SEQ_CST);
-    if (page) {
-        if (ss_sys_madvise(page, 4096, 18 /* MADV_WIPEONFORK */) != 0) return;
-        __atomic_store_n(&ss_own_mark, page, __ATOMIC_RELEASE);
-    }
     if (ss_own_mark) __atomic_store_n(ss_own_mark, 1, __ATOMIC_RELAXED);
 }
 

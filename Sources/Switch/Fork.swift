@@ -38,10 +38,10 @@ package func switchAfterForkInChild() {
     ss_thread_id_reset()
     ss_guard_memory_after_fork()
     let state = privateState
+    state.pointee.pid = Int32(ss_sys_getpid())
+    ss_begin_copied_memory()
     guard switchIsActive, let memory = state.pointee.arena else { return }
     let arena = FamilyArena(memory)
-    state.pointee.pid = Int32(ss_sys_getpid())
-    ss_begin_own_memory(nil)
     // Its parent is not in its PID namespace: then it is the first one there of the family.
     if ss_sys_getppid() == 0 { ss_relatives.space = UInt32(truncatingIfNeeded: arena.spaces.add(1)) }
     state.pointee.process = state.pointee.reservedChild

@@ -15,6 +15,7 @@ package func switchStart(
 ) {
     let state = privateState
     startBaseProvider()
+    state.pointee.pid = Int32(ss_sys_getpid())
     state.pointee.servicePath = service
     state.pointee.enabled = service != nil
     state.pointee.neverSpin = startsWith(wait, "never")
@@ -44,6 +45,8 @@ package func ensureStarted() -> Bool {
     let found = word.load()
     if found == StartState.ready { return true }
     if found != StartState.notYet { return false }
+    // A vfork child is on its parent's memory: its own sockets stay on TCP, and the parent starts with its own first one.
+    if ss_memory_is_lent() != 0, ss_sys_getpid() != Int(privateState.pointee.pid) { return false }
     guard word.compareExchange(StartState.notYet, StartState.underWay) == StartState.notYet else {
         // Another thread (or the one that this signal handler interrupted) is at it: the socket stays on TCP.
         return false
@@ -86,7 +89,7 @@ private func startSwitch() -> Bool {
     let arena = FamilyArena(memory)
     arena.initialize()
     state.pointee.pid = Int32(ss_sys_getpid())
-    ss_begin_own_memory(records + SwitchMemory.markOffset)
+    ss_mark_own_memory(records + SwitchMemory.markOffset)
     let process = arena.addProcess(pid: UInt64(UInt32(bitPattern: state.pointee.pid)))
     readProgramName(into: arena.process(process).name)
     state.pointee.process = Int32(process)

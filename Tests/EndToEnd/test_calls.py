@@ -89,6 +89,9 @@ class Calls(Case):
     def test_bad_pointers(self):
         self.on_both_carriers("pointers")
 
+    def test_first_socket_beside_vfork(self):
+        self.on_both_carriers("first")
+
     def test_flags_and_options(self):
         self.on_both_carriers("options", "peeking", "flags", "waiting_for_all", "full", "ends_of_streams", "half_closed",
                               "connected_already", "values", "interruptions", "cancellation", "queues", "mixtures")

@@ -310,7 +310,7 @@ struct ss_poll_stamp *ss_thread_poll_stamp(void);
 
 /// Children that may be running on this process's memory now, with descriptors of their own (vfork and the like).
 extern uint32_t ss_borrowers;
-/// Holds 1 in the process that began with `ss_begin_own_memory`, 0 in a copy of it that was made past our hooks; null: cannot tell.
+/// Holds 1 in the process that called `ss_mark_own_memory`, 0 in a copy of it that was made past our hooks; null: cannot tell.
 extern uint32_t *ss_own_mark;
 
 /// 0: the memory on which the caller runs is its own process's alone. Else the process id must be asked for, a system call.
@@ -322,8 +322,17 @@ static inline int ss_memory_may_be_borrowed(void) {
     return !mark || __atomic_load_n(mark, __ATOMIC_RELAXED) == 0 || __atomic_load_n(&ss_borrowers, __ATOMIC_SEQ_CST) != 0;
 }
 static inline void ss_lend_memory(int children) { __atomic_add_fetch(&ss_borrowers, (uint32_t)children, __ATOMIC_SEQ_CST); }
-/// When the process's id has been noted: at the start with a private page for the mark, in a child made by fork with null.
-void ss_begin_own_memory(void *page);
+/// Before `ss_mark_own_memory`: whether the caller may be a child on its parent's memory.
+static inline int ss_memory_is_lent(void) {
+#if !defined(__x86_64__)
+    return 1;
+#endif
+    return __atomic_load_n(&ss_borrowers, __ATOMIC_SEQ_CST) != 0;
+}
+/// When the process's id has been noted, with a private page for the mark.
+void ss_mark_own_memory(void *page);
+/// In a child made by fork: the borrowers are its parent's.
+void ss_begin_copied_memory(void);
 
 /// What this process needs to tell which of its family are alive.
 struct ss_relatives {
