@@ -41,6 +41,19 @@ struct SocketIdentity {
             isNamespaceOfAdministrator: lookAtNamespaceOwner ? isOfOwnUserNamespace(socket) : nil)
     }
 
+    /// The own address of the connection to `peer` that is descriptor `descriptor` of process `pid`, which the library does not
+    /// ask for before it needs it. Nil: it is not, or the service may not look (pidfd_getfd needs what ptrace needs).
+    static func local(of descriptor: Int32, in pid: Int32, peer: Endpoint) -> Endpoint? {
+        let process = ss_syscall6(Int(SYS_pidfd_open), Int(pid), 0, 0, 0, 0, 0)
+        guard process >= 0 else { return nil }
+        defer { _ = ss_sys_close(Int32(process)) }
+        let socket = ss_syscall6(Int(SYS_pidfd_getfd), process, Int(descriptor), 0, 0, 0, 0)
+        guard socket >= 0 else { return nil }
+        defer { _ = ss_sys_close(Int32(socket)) }
+        guard name(Int32(socket), ss_sys_getpeername) == peer else { return nil }
+        return name(Int32(socket), ss_sys_getsockname)
+    }
+
     private static func option(_ socket: Int32, _ level: Int32, _ name: Int32) -> Int32? {
         var value: Int32 = 0
         var length = UInt32(4)

@@ -49,6 +49,8 @@ extension Service {
         var pids: [Int: Int32] = [:]
         for (id, process) in family.clients { pids[process] = clients[id]?.credentials.pid }
         var holders: [Int: [Int32]] = [:]
+        // Of these the kernel vouches: nobody has the service look into another's process.
+        var certain: [Int: [Int32]] = [:]
         var names: [Int: String] = [:]
         for process in arena.liveProcesses {
             let entry = arena.process(process)
@@ -64,11 +66,13 @@ extension Service {
             for slot in arena.slotsHeld(by: process) {
                 if holders[slot]?.isEmpty ?? true { names[slot] = commandName(of: pid) ?? entry.text }
                 if !(holders[slot]?.contains(pid) ?? false) { holders[slot, default: []].append(pid) }
+                if pids[process] != nil { certain[slot, default: []].append(pid) }
             }
         }
         return holders.sorted { $0.key < $1.key }.compactMap { index, pids in
             let slot = arena.slot(index)
-            return report(slot, pids: pids, program: names[index] ?? "").map { Finding(report: $0, attempts: slot.attempts.load()) }
+            return report(slot, pids: pids, program: names[index] ?? "", certain: certain[index] ?? [])
+                .map { Finding(report: $0, attempts: slot.attempts.load()) }
         }
     }
 
@@ -80,7 +84,16 @@ extension Service {
         return String(decoding: line.prefix { $0 != 0 && $0 != 10 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
-    private func report(_ slot: Slot, pids: [Int32], program: String) -> SocketReport? {
+    /// The library asks for the own address of a connection when it announces it; until then the service looks.
+    private func local(_ slot: Slot, _ kind: SocketReport.Kind, certain pids: [Int32]) -> Endpoint? {
+        if let known = Endpoint(slot.localAddress) { return known }
+        guard kind == .connected || kind == .accepted, let peer = Endpoint(slot.peerAddress) else { return nil }
+        let hint = slot.descriptorHint.load()
+        guard hint > 0, hint <= UInt64(Int32.max) else { return nil }
+        return pids.lazy.compactMap { SocketIdentity.local(of: Int32(hint) - 1, in: $0, peer: peer) }.first
+    }
+
+    private func report(_ slot: Slot, pids: [Int32], program: String, certain: [Int32]) -> SocketReport? {
         let kind: SocketReport.Kind
         switch slot.kind.load() {
         case Slot.Kind.fresh: kind = .fresh
@@ -94,7 +107,7 @@ extension Service {
         let (reason, text) = explain(slot, kind, sendsOnTCP: send == .tcp, receivesOnTCP: receive == .tcp)
         let companion = slot.companionBytes
         return SocketReport(
-            pids: pids, program: program, kind: kind, local: Endpoint(slot.localAddress)?.text ?? "",
+            pids: pids, program: program, kind: kind, local: local(slot, kind, certain: certain)?.text ?? "",
             peer: Endpoint(slot.peerAddress)?.text ?? "", sendCarrier: send, receiveCarrier: receive,
             bytes: .init(
                 tcpSent: slot.tcpBytesSent.load(), tcpReceived: slot.tcpBytesReceived.load(),

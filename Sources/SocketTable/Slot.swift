@@ -139,6 +139,8 @@ package struct Slot {
     // Line 6: what companions carried that this socket had before. Written under both locks.
     @inline(__always) package var earlierSent: Word { Word(base, 384) }
     @inline(__always) package var earlierReceived: Word { Word(base, 392) }
+    /// One more than the descriptor that the socket had when it was made; 0: none. Only a hint, for the service.
+    @inline(__always) package var descriptorHint: Word { Word(base, 400) }
 
     /// What was sent over companions and not again over TCP, and what was received over them.
     package var companionBytes: (sent: UInt64, received: UInt64) {

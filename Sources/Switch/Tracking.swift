@@ -45,6 +45,7 @@ func takeSlot(kind: UInt64, descriptor: Int32) -> Int {
     record.pointee.generation = slot.generation.load()
     sessionOf(index).descriptorCount.store(descriptor < 0 ? 0 : 1)
     record.pointee.descriptor = descriptor
+    slot.descriptorHint.storeRelaxed(UInt64(descriptor &+ 1))
     slot.reason.store(Reason.notConnected.rawValue)
     slot.kind.store(kind)
     return index

@@ -102,6 +102,32 @@ import Testing
         #expect(now.sockets[0].reason == "none" && now.sockets[0].receiveCarrier == .companion)
     }
 
+    @Test("An own address that the library has not asked for is looked for, in that process and that connection only")
+    func unaskedAddress() throws {
+        let test = try ServiceUnderTest()
+        let client = try test.connectSwitched()
+        let arena = client.arena.arena
+        let tcp = try Connection()
+        let slot = arena.slot(arena.allocateSlot(process: client.arena.process))
+        slot.kind.store(Slot.Kind.accepted)
+        var storage = [UInt8](repeating: 0, count: 28)
+        var length = UInt32(28)
+        #expect(ss_sys_getpeername(tcp.acceptor.raw, &storage, &length) == 0)
+        slot.peerAddress.set(storage, length: Int(length))
+        var local: String { test.service.socketReports()[0].local }
+        #expect(local == "")
+        slot.descriptorHint.store(UInt64(tcp.acceptor.raw + 1))
+        #expect(local == "127.0.0.1:\(tcp.port)")
+        // The number is another socket's by now, or nobody's, or none.
+        for descriptor in [tcp.connector.raw, 1 << 20, Int32.max] {
+            slot.descriptorHint.store(UInt64(descriptor) + 1)
+            #expect(local == "")
+        }
+        slot.descriptorHint.store(UInt64(tcp.acceptor.raw + 1))
+        slot.kind.store(Slot.Kind.fresh)
+        #expect(local == "")
+    }
+
     @Test("What an end says of its peer agrees with what the peer says")
     func bothEnds() throws {
         let test = try ServiceUnderTest()
