@@ -44,7 +44,7 @@ let package = Package(
                 .unsafeFlags([
                     "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/Interposer/exports.map",
                     "-use-ld=lld", "-Xlinker", "--as-needed", "-Xlinker", "--gc-sections", "-Xlinker", "-z", "-Xlinker", "now",
-                    "-Xlinker", "--symbol-ordering-file=\(Context.packageDirectory)/Sources/Interposer/functions.order",
+                    "-Xlinker", "--no-warn-symbol-ordering", "-Xlinker", "--symbol-ordering-file=\(Context.packageDirectory)/Sources/Interposer/functions.order",
                 ])
             ]
         ),

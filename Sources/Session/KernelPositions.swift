@@ -21,6 +21,12 @@ enum KernelPositions {
         return figures.state != TCPState.established && figures.state != TCPState.finWait1 && figures.state != TCPState.finWait2
     }
 
+    /// One of `TCPState`; nil: the kernel does not say.
+    static func state(_ fd: Int32) -> UInt8? {
+        var figures = ss_tcp_positions()
+        return ss_tcp_positions_of(fd, &figures) == 0 && figures.valid != 0 ? figures.state : nil
+    }
+
     /// Bytes that any process has written to the TCP socket. The caller sees to it that nobody is writing.
     static func written(_ fd: Int32, connectingSide: Bool) -> UInt64? {
         var figures = ss_tcp_positions()

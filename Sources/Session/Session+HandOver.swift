@@ -66,6 +66,24 @@ extension Session {
         return receivesOnTCP && sendsOnTCP && local.cutCount.load() == slot.receiveCuts.load() && !hasBacklog
     }
 
+    /// The peer has closed its side, or is gone: nothing comes any more but what is there, and nobody reads what is sent. Neither
+    /// half of this side is shut. Waits a moment for what the peer's kernel has not sent yet, for want of room in ours.
+    package func hasPeerClosed(_ fd: Int32) -> Bool {
+        guard enterWatch() else { return false }
+        // Until the peer's session has opened, its end flags say nothing.
+        let isOpen = local.ringBytes.load() != 0
+        let end = local.endFlags.load()
+        leaveWatch(0)
+        guard isOpen, !has(Slot.Flags.readShutDown | Slot.Flags.writeShutDown | Slot.Flags.broken) else { return false }
+        if end & EndFlags.closed != 0, KernelPositions.state(fd) == TCPState.established {
+            var room: Int32 = 1 << 22
+            _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, 4)
+            awaitTCP(fd, Int16(POLLRDHUP), Session.endNanoseconds)
+        }
+        return KernelPositions.state(fd) == TCPState.closeWait && (end & EndFlags.halfClosed == 0 || end & EndFlags.closed != 0)
+    }
+
+    private static var endNanoseconds: UInt64 { 200_000_000 }
     private static var decisionNanoseconds: UInt64 { 5_000_000 }
     private static var rewoundNanoseconds: UInt64 { 5_000_000 }
     static var backlogPatienceNanoseconds: UInt64 { 1_000_000_000 }

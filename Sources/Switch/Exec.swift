@@ -20,7 +20,7 @@ package func switchBeforeExec(
 ) -> Bool {
     guard switchIsActive, let memory = privateState.pointee.arena else { return false }
     if isForeignChild() {
-        handOverInheritable { fd, index in handOver(fd, index, to: .stranger) }
+        handOverInheritable { fd, index in handOver(fd, index, to: .stranger, mayReplace: true) }
         return false
     }
     var inherited = SlotSet()
@@ -35,7 +35,7 @@ package func switchBeforeExec(
             isAsked = true
             if isKnown, leaveToNextImage(fd, index) { return }
         }
-        handOver(fd, index, to: .image)
+        handOver(fd, index, to: .image, mayReplace: true)
     }
     switchBeforeExit(closes: false)
     // The others close with the image. This process, which lives on under its number, must not seem to hold them.
@@ -81,14 +81,17 @@ package func switchBeforeSpawn() {
 
 /// The program is going to pass `fd` to a child that execs (a dup2 in the file actions of posix_spawn).
 package func switchPassesToChild(_ fd: Int32) {
-    if let index = socketIndex(fd) { handOver(fd, index, to: .stranger) }
+    if let index = socketIndex(fd) { handOver(fd, index, to: .stranger, mayReplace: !isWaitedFor(index)) }
 }
+
+/// Whether an epoll set of this process, which knows sockets and not numbers, has it.
+func isWaitedFor(_ index: Int) -> Bool { sessionOf(index).connection.pointee.firstRegistration != 0 }
 
 /// A vfork child makes `fd` outlive its exec, by duplicating it or by taking close-on-exec off. Now, while it still has
 /// everything: before the exec it may close what the parent's epoll sets need.
 func handOverBeforeExec(_ fd: Int32) {
     guard let index = socketIndex(fd), isStill(fd, index) else { return }
-    handOver(fd, index, to: .stranger)
+    handOver(fd, index, to: .stranger, mayReplace: true)
 }
 
 /// Names every tracked socket that the next image inherits to `handOver`.

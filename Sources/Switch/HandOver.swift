@@ -22,14 +22,20 @@ package enum HandOver {
 /// Takes the socket behind `fd` back to TCP and keeps it there. Sockets that are not connected yet will stay there;
 /// listeners are left alone, since what they accept is a socket of its own. No effect on errno. May be called in a vfork
 /// child, on its parent's tables.
-package func handOver(_ fd: Int32, _ index: Int, to user: HandOver) {
+///
+/// `mayReplace`: the user wants this very descriptor, so another connection in its place serves, if that is the only way to
+/// what a peer has left behind. A child that merely inherits it does not.
+package func handOver(_ fd: Int32, _ index: Int, to user: HandOver, mayReplace: Bool = false) {
     let slot = sessionOf(index).slot
     let kind = slot.kind.load()
     guard kind == Slot.Kind.fresh || kind == Slot.Kind.connected || kind == Slot.Kind.accepted else { return }
     if user == .stranger { slot.flags.setBits(Slot.Flags.strangers) }
     // On TCP for another reason: that one stays.
     if slot.flags.load() & Slot.Flags.tcpOnly != 0, !sessionOf(index).isDual { return }
-    _ = switchHandOver(fd, user == .stdio ? .unsupportedOption : .handedOver)
+    if switchHandOver(fd, user == .stdio ? .unsupportedOption : .handedOver) || !mayReplace { return }
+    let isForeign = isForeignChild()
+    guard leaveRemainder(fd, index, isForeign: isForeign) else { return }
+    if user == .stranger, !isForeign { trackOnTCP(fd, kind: kind) }
 }
 
 /// `new` is going to be a further descriptor of the socket behind `old`. As one of the three standard streams it is stdio's,

@@ -19,7 +19,7 @@ package func switchWillSend(_ message: UnsafePointer<msghdr>) {
     ControlMessages(of: message).forEachDescriptor { fd in
         let entry = descriptorEntry(fd)
         switch entryKind(entry) {
-        case DescriptorKind.socket: handOver(fd, entryIndex(entry), to: .stranger)
+        case DescriptorKind.socket: handOver(fd, entryIndex(entry), to: .stranger, mayReplace: !isWaitedFor(entryIndex(entry)))
         case DescriptorKind.epollSet: readinessSetPassed(entryIndex(entry))
         default: break
         }

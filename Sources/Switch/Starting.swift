@@ -119,7 +119,7 @@ private func mapShared(_ descriptor: Int32, _ bytes: Int) -> UnsafeMutableRawPoi
     return address < 0 && address > -4096 ? nil : UnsafeMutableRawPointer(bitPattern: address)
 }
 
-private func mapPrivate(_ bytes: Int) -> UnsafeMutableRawPointer? {
+func mapPrivate(_ bytes: Int) -> UnsafeMutableRawPointer? {
     let address = ss_sys_mmap(nil, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     return address < 0 && address > -4096 ? nil : UnsafeMutableRawPointer(bitPattern: address)
 }

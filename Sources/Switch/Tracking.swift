@@ -165,7 +165,7 @@ package func switchClose(_ fd: Int32) -> Int {
 }
 
 /// Ends what the descriptor means to us; the kernel's close comes after.
-private func dropEntry(_ fd: Int32) {
+func dropEntry(_ fd: Int32) {
     let entry = descriptorEntry(fd)
     switch entryKind(entry) {
     case DescriptorKind.socket:

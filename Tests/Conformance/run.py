@@ -182,7 +182,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     # Most tests wait most of the time.
     parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1))
-    parser.add_argument("--tools", default=os.path.join(running.ROOT, "out", "bin"), metavar="DIRECTORY")
+    parser.add_argument("--tools", default=os.path.join(running.ROOT, "out", "bin"), metavar="DIRECTORY", type=os.path.abspath)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -467,6 +467,42 @@ class Passing(ProcessCase):
         self.with_phases(lambda server, client: server.do("take_own") and None, phases=("plain", "moved", "unread"))
 
 
+class Left(ProcessCase):
+    """What a peer has left in the ring when it closed is nobody's to send over TCP any more; who gets the descriptor reads it."""
+
+    def check(self, how, *ends, count=30000):
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "left.py")
+        for end in ends or ("exit", "close", "killed"):
+            for switched in (False, True):
+                lines = dict(line.rsplit(" ", 1) if line.startswith("over") else line.split(" ", 1) for line in
+                             self.run_program([sys.executable, script, how, end, str(count)], switched).output.splitlines())
+                self.assertEqual(lines["read"], lines["expected"], f"{how}, {end}, switched: {switched}")
+                if switched and not settings.plain:
+                    self.assertLess(int(lines["over TCP"]), 10 if count <= 30000 else count, "the last bytes went over the companion")
+
+    def test_to_the_next_image(self):
+        self.check("exec")
+        self.check("exec-plain")
+
+    def test_to_a_forked_child(self):
+        self.check("fork", "exit", "close")
+
+    def test_to_a_command(self):
+        self.check("run")
+        self.check("run-plain", "exit")
+
+    def test_to_a_spawned_program(self):
+        self.check("spawn")
+
+    def test_to_another_process(self):
+        self.check("pass")
+        self.check("pass-plain", "exit")
+
+    def test_more_than_the_ring_holds(self):
+        self.check("exec-plain", "exit", count=200000)
+        self.check("pass", "exit", count=200000)
+
+
 class Children(ProcessCase):
     def check_child(self, how):
         for phase in ("plain", "moved", "unread"):

@@ -121,7 +121,8 @@ static bool compare_edges(const struct step *step, const struct outcome *native,
     enum { ROOM = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND, DATA = EPOLLIN | EPOLLRDNORM };
     struct end *mine = &shared->ends[NATIVE][step->end], *ours = &shared->ends[SWITCHED][step->end];
     int32_t open = (int32_t)open_events(step->end);
-    if (mine->flooded) open |= EPOLLIN | EPOLLRDNORM;
+    bool wasFlooded = mine->flooded;
+    if (wasFlooded) open |= EPOLLIN | EPOLLRDNORM;
     if (under_way(NATIVE, 1 - step->end) <= mine->limit) mine->flooded = false;
     bool hasRoom = !ours->full, wasCrowded = mine->crowded;
     for (int i = 0; i < native->extras; i++)
@@ -139,6 +140,8 @@ static bool compare_edges(const struct step *step, const struct outcome *native,
         // With an edge of room comes what is there to read, though it has been told.
         if (isEdge && native->extra[i] & ROOM & mayMiss && came > 0 && told[registration] == came) mayMiss |= DATA;
         if (isEdge && mine->retold) continue;
+        // When TCP sends what waited for room in the window is its own affair, and with that edge comes everything else.
+        if (isEdge && wasFlooded && native->extra[i] & DATA) continue;
         if (!(native->extra[i] & 0xffffff & ~mayMiss)) continue;
         int at = 0;
         while (at < switched->extras && (uint32_t)switched->extra[at] >> 24 != registration) at++;
