@@ -11,9 +11,16 @@ package func switchRingIsMade() {
     privateState.pointee.hasRing = true
     var fd: Int32 = 0
     while fd < Int32(bitPattern: highestDescriptor.load()) {
-        _ = switchHandOver(fd, .ioUring)
+        if let index = socketIndex(fd) { handOverToRing(fd, index) }
         fd &+= 1
     }
+}
+
+/// What the ring reads it reads past the session, now. (An epoll set knows the socket, and would not know another in its place.)
+private func handOverToRing(_ fd: Int32, _ index: Int) {
+    let kind = sessionOf(index).slot.kind.load()
+    if switchHandOver(fd, .ioUring) || isWaitedFor(index) { return }
+    if leaveRemainder(fd, index, isForeign: isForeignChild()) { trackOnTCP(fd, kind: kind) }
 }
 
 /// liburing is about to submit what `ring` (its `struct io_uring`, whose layout is part of its ABI) has: if that is anything but

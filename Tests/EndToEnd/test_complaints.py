@@ -19,7 +19,9 @@ listener = socket.socket()
 listener.bind(('127.0.0.1', int(sys.argv[1])))
 listener.listen()
 def serve(connection):
-    while data := connection.recv(4096): connection.sendall(data)
+    while data := connection.recv(4096):
+        connection.sendall(data)
+        if data.startswith(b"the end"): return connection.close()
 while True: threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
 """
 TALK_THEN_REST = """
@@ -278,7 +280,7 @@ class Complaints(Compiled):
         compiler = [find_program("gcc"), "-O1", "-w", "-o"]
         subprocess.run([*compiler, newer, "-shared", "-fPIC", os.path.join(PROGRAMS, "newer_ring.c")], check=True)
         subprocess.run([*compiler, program, os.path.join(PROGRAMS, "ring.c"), newer, "-luring"], check=True)
-        for what in ("files", "socket", "registered", "enter", "newer0", "newer1", "newer2"):
+        for what in ("files", "socket", "registered", "enter", "newer0", "newer1", "newer2", "left"):
             with self.subTest(what):
                 port = free_port()
                 server = self.start([PYTHON, "-c", ECHO, str(port)])
@@ -288,7 +290,7 @@ class Complaints(Compiled):
                 client.wait_for_output("round 300")
                 if not settings.plain:
                     seen = [(entry["sendCarrier"], entry["receiveCarrier"]) for entry in self.connections(port)]
-                    if what == "files":
+                    if what in ("files", "left"):
                         self.assertEqual(set(seen), {("companion", "companion")})
                     else:
                         def is_back():

@@ -5,6 +5,7 @@
 //     ring PORT FILE registered   the same, by a number under which the ring knows the socket
 //     ring PORT FILE enter        after a while the ring is entered past liburing's books
 //     ring PORT FILE newer[012]   as `socket`, submitted by functions that liburing has since 2.8 and 2.9
+//     ring PORT FILE left         the ring reads what the program's peer has left behind when it closed
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -56,6 +57,7 @@ int main(int count, char **arguments) {
             if (io_uring_register_files(&ring, files, 2)) return 1;
         }
         if (round >= 300 && !strcmp(arguments[3], "enter")) io_uring_enter(ring.ring_fd, 0, 0, 0, NULL);
+        if (round == 600 && !strcmp(arguments[3], "left")) strcpy(block, "the end");
         if (round >= 300 && (newer >= 0 || !strcmp(arguments[3], "socket"))) {
             io_uring_prep_send(io_uring_get_sqe(&ring), fd, block, 64, MSG_WAITALL);
             if (done() != 64) return 1;
@@ -65,6 +67,16 @@ int main(int count, char **arguments) {
             entry->flags |= IOSQE_FIXED_FILE;
             if (done() != 64) return 1;
         } else if (send(fd, block, 64, 0) != 64) return 1;
+        if (round == 600 && !strcmp(arguments[3], "left")) {
+            // The echo comes, and the end behind it.
+            usleep(300000);
+            for (int turn = 0, expected = 64; turn < 2; turn++, expected = 0) {
+                io_uring_prep_recv(io_uring_get_sqe(&ring), fd, answer, 64, 0);
+                if (done() != expected || expected && memcmp(block, answer, 64)) return 1;
+            }
+            printf("round 600\n"), fflush(stdout);
+            pause();
+        }
         if (recv(fd, answer, 64, MSG_WAITALL) != 64 || memcmp(block, answer, 64)) return 1;
         if (round % 100 == 0) printf("round %ld\n", round), fflush(stdout);
         usleep(1000);
