@@ -183,6 +183,13 @@ package final class Service {
         }
     }
 
+    /// A family of which no process has connected to this service (yet).
+    func adopt(_ arena: SharedArena) {
+        arenas[arena.identity] = arena
+        orphans.append(arena.identity)
+        arena.arena.switchedOff.store(isSwitchedOff ? 1 : 0)
+    }
+
     private func forget(_ arena: SharedArena) {
         totals.add(arena.arena.companionBytes)
         arenas[arena.identity] = nil

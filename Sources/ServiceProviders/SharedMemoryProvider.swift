@@ -30,6 +30,7 @@ package func sharedMemoryProviderConfigure(
         memcpy(target, servicePath, length)
         state.pointee.servicePathLength = Int32(length)
     }
+    if let arena { FamilyArena(arena).service.store(length > 0 ? ss_mark(target, length) : 0) }
     state.pointee.arenaDescriptor = arenaDescriptor
     state.pointee.arena = arena
     state.pointee.process = process

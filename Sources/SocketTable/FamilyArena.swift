@@ -36,6 +36,8 @@ package struct FamilyArena {
     @inline(__always) package var magic: Word { Word(base, 0) }
     /// Set by the service: 1 = no socket of this family may use a companion (`sockswitch off`).
     @inline(__always) package var switchedOff: Word { Word(base, 64) }
+    /// Which service the family belongs to: a mark of its path (see `ss_mark`), 0 for none.
+    @inline(__always) package var service: Word { Word(base, 72) }
     /// Slots that were ever used: nothing lies at or above it.
     @inline(__always) package var highWater: Word { Word(base, 128) }
     @inline(__always) var nextFree: Word { Word(base, 192) }

@@ -92,6 +92,8 @@ struct SockswitchDaemon: ParsableCommand {
             write(readyDescriptor, &byte, 1)
             close(readyDescriptor)
         }
+        let families = service.adoptFamilies()
+        if families > 0 { log.notice("programs were here before", metadata: ["families": "\(families)"]) }
         while true {
             service.run(wake: signals.descriptor) { signals.arrived }
             place.unpublish()

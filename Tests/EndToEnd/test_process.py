@@ -751,6 +751,37 @@ class Daemon:
         return self.answer("done " + command.split()[0], seconds)
 
 
+class Services(ProcessCase):
+    def test_a_new_one_finds_what_is_there(self):
+        """The one that paired them was killed, switched off or not: `ps`, `off` and `on` are the next one's at once."""
+        if settings.plain:
+            return
+        for command in ("on", "off"):
+            server, client = self.pair()
+            self.move(server, client)
+            self.ask(command, "--service", self.service)
+            self.talk(client, server)
+            os.kill(self.service_pid(), signal.SIGKILL)
+            self.wait_until(lambda: self.ps() is None, "the service is gone")
+            next_one = self.start([tool("sockswitchd"), "--socket", self.service], False, name="sockswitchd")
+            self.wait_until(lambda: self.ps() is not None and len(self.entries()) >= 2, "the ends are found", 20, next_one.describe)
+            if command == "on":
+                self.assertEqual(self.carriers(), {"companion"})
+                self.ask("off", "--service", self.service)
+                self.talk(client, server)
+                self.talk(client, server)
+                self.assertEqual(self.carriers(), {"tcp"})
+                self.ask("on", "--service", self.service)
+
+            def moved():
+                self.talk(client, server)
+                return self.carriers() == {"companion"}
+            self.wait_until(moved, "the connection moves again", 20, lambda: str(self.entries()))
+            self.finish(client, server)
+            next_one.kill(signal.SIGTERM)
+            next_one.wait()
+
+
 class Confinement(ProcessCase):
     def test_seccomp(self):
         self.with_phases(lambda server, client: server.do("seccomp strict") and None)

@@ -243,6 +243,29 @@ import Testing
         #expect(lonely.service.hasOutlivedItsClients)
     }
 
+    @Test("Families that were there before the service are found, and only its own")
+    func adopting() throws {
+        let path = "/nowhere/adopting-\(getpid())"
+        let test = try ServiceUnderTest { $0.path = path }
+        func family(of path: String) throws -> TestArena {
+            let made = try TestArena()
+            made.arena.service.store(Array(path.utf8).withUnsafeBytes { ss_mark($0.baseAddress, $0.count) })
+            made.arena.slot(made.arena.allocateSlot(process: made.process)).kind.store(Slot.Kind.listening)
+            made.arena.switchedOff.store(1)
+            return made
+        }
+        let ours = try family(of: path)
+        let others = try family(of: path + "x")
+        #expect(test.service.socketReports().isEmpty)
+        #expect(test.service.adoptFamilies() == 1)
+        #expect(test.service.socketReports().map(\.pid) == [getpid()])
+        #expect(ours.arena.switchedOff.load() == 0, "whoever said so is gone")
+        #expect(others.arena.switchedOff.load() == 1)
+        test.service.switchAll(off: true)
+        #expect(ours.arena.switchedOff.load() == 1)
+        #expect(test.service.adoptFamilies() == 0)
+    }
+
     @Test("A family's arena is found in the mappings of a process")
     func mappings() {
         let line = "7f0c85abc000-7f0c86ccd000 rw-s 00000000 00:01 2551                       /memfd:sockswitch (deleted)\n"

@@ -70,7 +70,7 @@ final class TestArena {
     deinit { _ = ss_sys_munmap(arena.base, FamilyArena.bytes) }
 
     static func memory(bytes: Int, seals: Int) throws -> Descriptor {
-        let memory = try Descriptor.checked(ss_sys_memfd_create("test", ss_mfd_cloexec | ss_mfd_allow_sealing), "memfd_create")
+        let memory = try Descriptor.checked(ss_sys_memfd_create("sockswitch", ss_mfd_cloexec | ss_mfd_allow_sealing), "memfd_create")
         try SystemError.check(ss_sys_ftruncate(memory.raw, Int64(bytes)), "ftruncate")
         try SystemError.check(ss_sys_fcntl(memory.raw, ss_f_add_seals, seals), "seal")
         return memory

@@ -301,6 +301,13 @@ static inline void *ss_private_state_address(void) { return ss_private_state; }
 static inline uint32_t ss_descriptor_load(uint32_t fd) { return __atomic_load_n(&ss_descriptor_table[fd], __ATOMIC_ACQUIRE); }
 static inline void ss_descriptor_store(uint32_t fd, uint32_t v) { __atomic_store_n(&ss_descriptor_table[fd], v, __ATOMIC_RELEASE); }
 
+/// A number that stands for some bytes (FNV-1a).
+static inline uint64_t ss_mark(const void *bytes, size_t count) {
+    uint64_t mark = 0xcbf29ce484222325;
+    for (size_t i = 0; i < count; i++) mark = (mark ^ ((const unsigned char *)bytes)[i]) * 0x100000001b3;
+    return mark;
+}
+
 /// Where this thread remembers when, and for which list, its poll calls last asked the kernel.
 struct ss_poll_stamp {
     uint64_t nanoseconds;
