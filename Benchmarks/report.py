@@ -108,7 +108,7 @@ def short_connections(results):
     """What watching costs a connection that carries one request and stays on TCP."""
     gains = next((entry.get("gains", {}) for entry in results if entry["name"].startswith("connect")), {})
     parts = [f"{times:.2f} on {place}" for place, times in gains.items() if times]
-    return f"Connections that carry one request stay on TCP; their rate, as a part of TCP's: {', '.join(parts)}.\n" if parts else ""
+    return f"Connections that carry one request stay on TCP; their rate, as a part of TCP's (the median of pairs of turns): {', '.join(parts)}.\n" if parts else ""
 
 
 def write_readme(root):

@@ -42,7 +42,7 @@ package enum Reason: UInt64, Sendable {
         case .noProvider: "no provider serves the destination's subnet"
         case .noService: "sockswitchd does not answer"
         case .serviceNotTrusted: "sockswitchd belongs to another user"
-        case .peerNotSwitched: "the peer does not run under sockswitch"
+        case .peerNotSwitched: "the peer is unknown here: not under sockswitch, kept by its policy, or with another service"
         case .waitingForPeer: "waiting for the peer's announcement"
         case .negotiating: "companion connected, session being negotiated"
         case .sharedBeforeUpgrade: "shared with another process before the companion was up"

@@ -13,7 +13,7 @@ struct PolicyCommand: ParsableCommand {
               # redis may, but not on the old cluster's ports
               tcp    program=redis*  port=7000-7005
               allow  program=redis*
-              # nothing to the outside, nothing over IPv6 to the lab
+              # nothing else over IPv4, nothing over IPv6 to the lab
               tcp    address=0.0.0.0/0
               tcp    address=[2001:db8::]/32
 

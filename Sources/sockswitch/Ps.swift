@@ -11,7 +11,7 @@ struct Ps: ParsableCommand {
 
             EXAMPLES
               sockswitch ps
-              sockswitch ps --json | jq '.sockets[] | select(.sendCarrier == "tcp") | {local, peer, reason}'
+              sockswitch ps --json | jq '.sockets[] | select(.peer != "" and .sendCarrier == "tcp") | {local, peer, reason}'
             """)
 
     @Flag(help: "Print JSON with stable keys, everything included.")
@@ -25,7 +25,7 @@ struct Ps: ParsableCommand {
     func run() throws {
         let report = try decodeJSON(ServiceReport.self, service.ask("ps"))
         if json { return print(String(decoding: encodeJSON(report, pretty: true), as: UTF8.self)) }
-        if report.service.switchedOff { print("Switched off: every connection is on TCP until `sockswitch on`.") }
+        if report.service.switchedOff { print("Switched off: connections go back to TCP, each with its next call, until `sockswitch on`.") }
         let shown = report.sockets.contains { all || $0.kind != .fresh }
         print(shown ? report.table(includingFresh: all) : "No switched program has a TCP socket. Start one with `sockswitch run -- COMMAND`.")
     }

@@ -24,7 +24,7 @@ struct Status: ParsableCommand {
         print("""
             service        sockswitchd \(status.version), process \(status.pid), up \(status.uptimeSeconds) s\(status.ephemeral ? ", ends with its last client" : "")
             socket         \(status.socket)
-            switched       \(status.switchedOff ? "off: every connection is on TCP" : "on")
+            switched       \(status.switchedOff ? "off: connections go back to TCP with their next call" : "on")
             clients        \(status.clients) in \(status.families) process famil\(status.families == 1 ? "y" : "ies"), listening on \(status.listeners) address\(status.listeners == 1 ? "" : "es")
             pairs          \(status.pairs) now, \(status.totals.paired) made
             bytes          \(status.totals.companionSent) sent, \(status.totals.companionReceived) received over companions
