@@ -452,6 +452,8 @@ class Servers(Guest):
 
 
 if __name__ == "__main__":
+    # The unit tests start this from a process whose other tests make a service's socket, with a mask of its own for a moment.
+    os.umask(0o022)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preload", metavar="PATH", help="the library; made absolute")
     parser.add_argument("--service", metavar="PATH", help="socket of a running sockswitchd")
