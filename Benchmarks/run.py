@@ -101,70 +101,71 @@ class Bench:
 
     # sockbench
 
-    def sockbench_run(self, way, place, mode, size, count):
+    def sockbench_pair(self, way, place, mode, size, count, *options):
+        """A server that listens, and its client, started; and where they meet."""
         address = self.next_address(way)
         server_cpu, client_cpu = PLACES[place]
         common = ["--mode", mode, "--transport", "unix" if way == "unix" else "tcp", "--address", address,
-                  "--size", str(size), "--count", str(count)]
+                  "--size", str(size), "--count", str(count), *options]
+        server = self.start(way, [self.sockbench, "server", *common, "--cpu", str(server_cpu)], stdout=subprocess.PIPE)
+        if server.stdout.readline().strip() != "listening":
+            raise Failure(f"{way}: the server did not start")
+        client = self.start(way, [self.sockbench, "client", *common, "--cpu", str(client_cpu)], stdout=subprocess.PIPE,
+                            stdin=subprocess.PIPE)
+        return server, client, address
+
+    @staticmethod
+    def sockbench_result(server, client):
+        """What both ends say when they have done their work."""
+        line = client.stdout.readline()
+        if not line:
+            raise Failure(f"the client ended with {client.wait()}")
+        result = json.loads(line)
+        result["cpuSeconds"] += json.loads(server.stdout.readline())["cpuSeconds"]
+        result["cpuMicrosecondsEach"] = result["cpuSeconds"] / result["count"] * 1e6
+        return result
+
+    @staticmethod
+    def sockbench_end(server, client):
+        client.stdin.close()
+        if client.wait(30) != 0 or server.wait(30) != 0:
+            raise Failure("an end did not end well")
+
+    def sockbench_run(self, way, place, mode, size, count):
+        """One connection."""
+        options = ["--hold"]
         if way == "tcp-spin":
-            common.append("--spin")
-            if server_cpu == client_cpu:
-                common.append("--yield")
-        hold = mode != "connect"
-        if hold:
-            common.append("--hold")
+            options += ["--spin"] if len(set(PLACES[place])) > 1 else ["--spin", "--yield"]
         try:
-            server = self.start(way, [self.sockbench, "server", *common, "--cpu", str(server_cpu)], stdout=subprocess.PIPE)
-            if server.stdout.readline().strip() != "listening":
-                raise Failure("the server did not start")
-            client = self.start(way, [self.sockbench, "client", *common, "--cpu", str(client_cpu)], stdout=subprocess.PIPE,
-                                stdin=subprocess.PIPE)
-            line = client.stdout.readline()
-            if not line:
-                raise Failure(f"the client ended with {client.wait()}")
-            result = json.loads(line)
-            other = json.loads(server.stdout.readline())
-            if way.startswith("switched") and hold:
+            server, client, address = self.sockbench_pair(way, place, mode, size, count, *options)
+            result = self.sockbench_result(server, client)
+            if way.startswith("switched"):
                 result["companionShare"] = self.check_companions(address, 1)
-            client.stdin.close()
-            if client.wait(30) != 0 or server.wait(30) != 0:
-                raise Failure("an end did not end well")
+            self.sockbench_end(server, client)
         finally:
             self.end()
-        result["cpuSeconds"] += other["cpuSeconds"]
-        result["cpuMicrosecondsEach"] = result["cpuSeconds"] / result["count"] * 1e6
         return result
 
     def connect_turns(self, ways, place, size, count, batch):
         """Connections made by all ways in turns of some milliseconds, since the speed of a shared machine changes by a half within a
         second. Returns a result for each way, with the seconds of each of its turns."""
-        server_cpu, client_cpu = PLACES[place]
-        clients, servers = {}, {}
         try:
+            pairs = {}
             for way in ways:
-                address = self.next_address(way)
-                common = ["--mode", "connect", "--transport", "unix" if way == "unix" else "tcp", "--address", address,
-                          "--size", str(size), "--count", str(count), "--batch", str(batch)]
-                server = servers[way] = self.start(way, [self.sockbench, "server", *common, "--cpu", str(server_cpu)], stdout=subprocess.PIPE)
-                if server.stdout.readline().strip() != "listening":
-                    raise Failure(f"{way}: the server did not start")
-                client = clients[way] = self.start(way, [self.sockbench, "client", *common, "--cpu", str(client_cpu)],
-                                                   stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+                server, client, _ = self.sockbench_pair(way, place, "connect", size, count, "--batch", str(batch))
                 if client.stdout.readline().strip() != "warm":
                     raise Failure(f"{way}: the client did not start")
+                pairs[way] = server, client
             turns = {way: [] for way in ways}
             for turn in range(count // batch):
                 for way in ways if turn % 2 == 0 else reversed(ways):
-                    clients[way].stdin.write(".")
-                    clients[way].stdin.flush()
-                    turns[way].append(json.loads(clients[way].stdout.readline())["seconds"])
-            results = {}
-            for way in ways:
-                result, other = json.loads(clients[way].stdout.readline()), json.loads(servers[way].stdout.readline())
-                if clients[way].wait(30) != 0 or servers[way].wait(30) != 0:
-                    raise Failure(f"{way}: an end did not end well")
-                result["cpuSeconds"] += other["cpuSeconds"]
-                results[way] = {**result, "cpuMicrosecondsEach": result["cpuSeconds"] / count * 1e6, "turns": turns[way]}
+                    client = pairs[way][1]
+                    client.stdin.write(".")
+                    client.stdin.flush()
+                    turns[way].append(json.loads(client.stdout.readline())["seconds"])
+            results = {way: {**self.sockbench_result(*pairs[way]), "turns": turns[way]} for way in ways}
+            for pair in pairs.values():
+                self.sockbench_end(*pair)
         finally:
             self.end()
         return results
