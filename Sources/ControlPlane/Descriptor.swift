@@ -18,6 +18,12 @@ package final class Descriptor: Sendable {
         openDescriptors.wrappingSubtract(1, ordering: .relaxed)
     }
 
+    /// A pidfd. Nil: there is no such process, or no descriptor for it.
+    package static func ofProcess(_ pid: Int32) -> Descriptor? {
+        let result = ss_syscall6(Int(SYS_pidfd_open), Int(pid), 0, 0, 0, 0, 0)
+        return result < 0 ? nil : Descriptor(Int32(result))
+    }
+
     /// Throws when `result` is a negated errno.
     package static func checked(_ result: Int, _ call: StaticString) throws(SystemError) -> Descriptor {
         if result < 0 { throw SystemError(call: call, code: Int32(-result)) }

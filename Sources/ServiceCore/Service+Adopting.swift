@@ -11,16 +11,16 @@ extension Service {
     /// Takes over the families of all processes that this service may look into and that belong to its path. Returns how many.
     ///
     /// They are found by the descriptor of their arena, which must be as good as one that comes with a hello.
-    @discardableResult
-    package func adoptFamilies(under root: String = "/proc") -> Int {
+    package func adoptFamilies() -> Int {
         var count = 0
         let mark = Array(configuration.path.utf8).withUnsafeBytes { ss_mark($0.baseAddress, $0.count) }
-        Service.forEachNumber(in: root) { pid in
-            let descriptors = "\(root)/\(pid)/fd"
+        Service.forEachNumber(in: "/proc") { pid in
+            let descriptors = "/proc/\(pid)/fd"
             Service.forEachNumber(in: descriptors) { number in
                 let path = "\(descriptors)/\(number)"
-                guard Service.isArena(path) else { return }
-                let opened = open(path, O_RDWR | O_CLOEXEC)
+                guard hasRoomForOrphan, Service.isArena(path) else { return }
+                // By now it may be anything: a terminal, a pipe.
+                let opened = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
                 guard opened >= 0 else { return }
                 let descriptor = Descriptor(opened)
                 guard let identity = SharedArena.identity(of: descriptor), arenas[identity] == nil,

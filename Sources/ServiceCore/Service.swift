@@ -183,6 +183,9 @@ package final class Service {
         }
     }
 
+    /// Families without a client cost a look now and then: not for any number of them.
+    var hasRoomForOrphan: Bool { orphans.count < 256 }
+
     /// A family of which no process has connected to this service (yet).
     func adopt(_ arena: SharedArena) {
         arenas[arena.identity] = arena
@@ -281,7 +284,7 @@ package final class Service {
             client.arena = nil
             arena.clients[client.id] = nil
             if arena.clients.isEmpty {
-                if orphans.count < 256, arena.hasLivingProcess() {
+                if hasRoomForOrphan, arena.hasLivingProcess() {
                     orphans.append(arena.identity)
                 } else {
                     forget(arena)
@@ -300,9 +303,7 @@ package final class Service {
         let pid = client.credentials.pid
         if held.values.contains(where: { $0.pid == pid }) { return true }
         guard held.count < min(1024, descriptorLimit / 4) else { return false }
-        let result = ss_syscall6(Int(SYS_pidfd_open), Int(pid), 0, 0, 0, 0, 0)
-        guard result >= 0 else { return false }
-        let descriptor = Descriptor(Int32(result))
+        guard let descriptor = Descriptor.ofProcess(pid) else { return false }
         let token = nextClient
         nextClient += 1
         watch(descriptor.raw, EPOLL_CTL_ADD, UInt32(EPOLLIN.rawValue), token)

@@ -44,14 +44,11 @@ struct SocketIdentity {
     /// The own address of the connection to `peer` that is descriptor `descriptor` of process `pid`, which the library does not
     /// ask for before it needs it. Nil: it is not, or the service may not look (pidfd_getfd needs what ptrace needs).
     static func local(of descriptor: Int32, in pid: Int32, peer: Endpoint) -> Endpoint? {
-        let process = ss_syscall6(Int(SYS_pidfd_open), Int(pid), 0, 0, 0, 0, 0)
-        guard process >= 0 else { return nil }
-        defer { _ = ss_sys_close(Int32(process)) }
-        let socket = ss_syscall6(Int(SYS_pidfd_getfd), process, Int(descriptor), 0, 0, 0, 0)
-        guard socket >= 0 else { return nil }
-        defer { _ = ss_sys_close(Int32(socket)) }
-        guard name(Int32(socket), ss_sys_getpeername) == peer else { return nil }
-        return name(Int32(socket), ss_sys_getsockname)
+        guard let process = Descriptor.ofProcess(pid) else { return nil }
+        let taken = ss_syscall6(Int(SYS_pidfd_getfd), Int(process.raw), Int(descriptor), 0, 0, 0, 0)
+        guard taken >= 0 else { return nil }
+        let socket = Descriptor(Int32(taken))
+        return name(socket.raw, ss_sys_getpeername) == peer ? name(socket.raw, ss_sys_getsockname) : nil
     }
 
     private static func option(_ socket: Int32, _ level: Int32, _ name: Int32) -> Int32? {

@@ -14,17 +14,16 @@ enum TCPState {
 /// Positions in a TCP stream, from the kernel's own counters: how many bytes were written to, and read from, a socket
 /// since its connection began. nil when the kernel's figures do not agree: then nobody may change the carrier.
 enum KernelPositions {
-    /// The peer's FIN (or a reset) is there.
-    static func finHasCome(_ fd: Int32) -> Bool {
-        var figures = ss_tcp_positions()
-        guard ss_tcp_positions_of(fd, &figures) == 0, figures.valid != 0 else { return true }
-        return figures.state != TCPState.established && figures.state != TCPState.finWait1 && figures.state != TCPState.finWait2
-    }
-
     /// One of `TCPState`; nil: the kernel does not say.
     static func state(_ fd: Int32) -> UInt8? {
         var figures = ss_tcp_positions()
         return ss_tcp_positions_of(fd, &figures) == 0 && figures.valid != 0 ? figures.state : nil
+    }
+
+    /// The peer's FIN (or a reset) is there.
+    static func finHasCome(_ fd: Int32) -> Bool {
+        guard let state = state(fd) else { return true }
+        return state != TCPState.established && state != TCPState.finWait1 && state != TCPState.finWait2
     }
 
     /// Bytes that any process has written to the TCP socket. The caller sees to it that nobody is writing.

@@ -75,12 +75,13 @@ extension Session {
         let end = local.endFlags.load()
         leaveWatch(0)
         guard isOpen, !has(Slot.Flags.readShutDown | Slot.Flags.writeShutDown | Slot.Flags.broken) else { return false }
-        if end & EndFlags.closed != 0, KernelPositions.state(fd) == TCPState.established {
+        let hasClosed = end & EndFlags.closed != 0
+        if hasClosed, !KernelPositions.finHasCome(fd) {
             var room: Int32 = 1 << 22
             _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, 4)
             awaitTCP(fd, Int16(POLLRDHUP), Session.endNanoseconds)
         }
-        return KernelPositions.state(fd) == TCPState.closeWait && (end & EndFlags.halfClosed == 0 || end & EndFlags.closed != 0)
+        return KernelPositions.state(fd) == TCPState.closeWait && (hasClosed || end & EndFlags.halfClosed == 0)
     }
 
     private static var endNanoseconds: UInt64 { 200_000_000 }

@@ -33,9 +33,7 @@ package func handOver(_ fd: Int32, _ index: Int, to user: HandOver, mayReplace: 
     // On TCP for another reason: that one stays.
     if slot.flags.load() & Slot.Flags.tcpOnly != 0, !sessionOf(index).isDual { return }
     if switchHandOver(fd, user == .stdio ? .unsupportedOption : .handedOver) || !mayReplace { return }
-    let isForeign = isForeignChild()
-    guard leaveRemainder(fd, index, isForeign: isForeign) else { return }
-    if user == .stranger, !isForeign { trackOnTCP(fd, kind: kind) }
+    if leaveRemainder(fd, index), user == .stranger, !isForeignChild() { trackOnTCP(fd, kind: kind) }
 }
 
 /// `new` is going to be a further descriptor of the socket behind `old`. As one of the three standard streams it is stdio's,

@@ -20,7 +20,7 @@ package func switchRingIsMade() {
 private func handOverToRing(_ fd: Int32, _ index: Int) {
     let kind = sessionOf(index).slot.kind.load()
     if switchHandOver(fd, .ioUring) || isWaitedFor(index) { return }
-    if leaveRemainder(fd, index, isForeign: isForeignChild()) { trackOnTCP(fd, kind: kind) }
+    if leaveRemainder(fd, index) { trackOnTCP(fd, kind: kind) }
 }
 
 /// liburing is about to submit what `ring` (its `struct io_uring`, whose layout is part of its ABI) has: if that is anything but

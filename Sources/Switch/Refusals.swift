@@ -15,17 +15,15 @@ private func refusalEntry(_ hash: UInt64) -> UnsafeMutableRawPointer {
     ss_refusals_address() + Int(hash & 63) * 16
 }
 
-/// FNV-1a over family, address and, unless the whole host is meant, port.
+/// Over family, address and, unless the whole host is meant, port.
 private func refusalHash(_ address: CompactAddress, wholeHost: Bool) -> UInt64 {
-    var hash: UInt64 = 0xCBF2_9CE4_8422_2325
-    var index = 0
-    while index < 24 {
-        if !(wholeHost && (index == 2 || index == 3)) {
-            hash = (hash ^ UInt64(address.base.load(fromByteOffset: index, as: UInt8.self))) &* 0x100_0000_01B3
-        }
-        index &+= 1
+    var storage = InlineArray<32, UInt8>(repeating: 0)
+    return withUnsafeMutablePointer(to: &storage) {
+        let hashed = CompactAddress(UnsafeMutableRawPointer($0))
+        memcpy(hashed.base, address.base, 24)
+        if wholeHost { hashed.port = 0 }
+        return ss_mark(hashed.base, 24) | 1
     }
-    return hash | 1
 }
 
 func rememberRefusal(_ address: CompactAddress, wholeHost: Bool) {

@@ -12,28 +12,28 @@ import StreamRing
 //
 // Reads, waits, errors and options are as before; its addresses are not (loopback, ports of its own).
 
-/// Replaces the process's descriptors of the socket behind `fd` by such a connection. False: the socket has not been touched; the
-/// peer may still want to read, or too much is left for the buffers of one connection.
+/// Replaces the process's descriptors of the socket behind `fd` by such a connection. False: the socket is what it was (its receive
+/// buffer may be larger); the peer may still want to read, or too much is left for the buffers of one connection.
 ///
-/// `isForeign`: in a vfork child, which has descriptors of its own on its parent's tables: only `fd` is replaced. Whoever else has
-/// the socket (that parent, or the one of a forked child) still finds the bytes, too: which of them will read is not known.
+/// In a vfork child, which has descriptors of its own on its parent's tables, only `fd` is replaced. Whoever else has the socket
+/// (that parent, or the one of a forked child) still finds the bytes, too: which of them will read is not known.
 @inline(never)
-func leaveRemainder(_ fd: Int32, _ index: Int, isForeign: Bool) -> Bool {
+func leaveRemainder(_ fd: Int32, _ index: Int) -> Bool {
     let session = sessionOf(index)
     guard session.isDual, session.hasPeerClosed(fd) else { return false }
     let queued = session.queuedBytes(fd)
     guard queued > 0, let buffer = mapPrivate(queued) else { return false }
-    defer { _ = ss_syscall6(Int(SYS_munmap), Int(bitPattern: buffer), queued, 0, 0, 0, 0) }
+    defer { _ = ss_sys_munmap(buffer, queued) }
     guard session.receive(fd, buffer, queued, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == queued,
         let made = makeRemainder(like: fd, buffer, queued)
     else { return false }
+    let isForeign = isForeignChild()
     let entry = descriptorEntry(fd)
-    var other: Int32 = 0
-    let end = Int32(bitPattern: highestDescriptor.load())
-    while other < end {
-        // Its slot ends with the process's last descriptor of it.
-        if other != fd, !isForeign, descriptorEntry(other) == entry { put(made, inPlaceOf: other, isForeign) }
-        other &+= 1
+    // `fd` last: with it the slot ends, and may be another socket's at once.
+    while !isForeign {
+        let other = otherDescriptor(entry, than: fd)
+        if other < 0 { break }
+        put(made, inPlaceOf: other, isForeign)
     }
     put(made, inPlaceOf: fd, isForeign)
     _ = ss_sys_close(made)
@@ -41,9 +41,9 @@ func leaveRemainder(_ fd: Int32, _ index: Int, isForeign: Bool) -> Bool {
 }
 
 private func put(_ made: Int32, inPlaceOf fd: Int32, _ isForeign: Bool) {
-    let flags = ss_sys_fcntl(fd, F_GETFD, 0) & 1 == 0 ? 0 : Int(O_CLOEXEC)
+    let flags: Int32 = ss_sys_fcntl(fd, F_GETFD, 0) & 1 == 0 ? 0 : O_CLOEXEC
     if !isForeign { dropEntry(fd) }
-    _ = ss_syscall6(Int(SYS_dup3), Int(made), Int(fd), flags, 0, 0, 0)
+    _ = rawDuplicate(made, fd, flags)
 }
 
 /// A connection with the file flags and options of `fd` that holds `count` bytes and their end. nil: not to be had.

@@ -350,6 +350,6 @@ package func switchDuplicate(_ old: Int32, onto new: Int32, _ flags: Int32) -> I
     return result
 }
 
-private func rawDuplicate(_ old: Int32, _ new: Int32, _ flags: Int32) -> Int {
+func rawDuplicate(_ old: Int32, _ new: Int32, _ flags: Int32) -> Int {
     ss_syscall6(Int(SYS_dup3), Int(old), Int(new), Int(flags), 0, 0, 0)
 }

@@ -320,22 +320,19 @@ extern uint32_t ss_borrowers;
 /// Holds 1 in the process that called `ss_mark_own_memory`, 0 in a copy of it that was made past our hooks; null: cannot tell.
 extern uint32_t *ss_own_mark;
 
-/// 0: the memory on which the caller runs is its own process's alone. Else the process id must be asked for, a system call.
-static inline int ss_memory_may_be_borrowed(void) {
+/// Whether the caller may be a child on its parent's memory.
+static inline int ss_memory_is_lent(void) {
 #if !defined(__x86_64__)
     return 1;  // vfork is not counted
 #endif
-    const uint32_t *mark = __atomic_load_n(&ss_own_mark, __ATOMIC_RELAXED);
-    return !mark || __atomic_load_n(mark, __ATOMIC_RELAXED) == 0 || __atomic_load_n(&ss_borrowers, __ATOMIC_SEQ_CST) != 0;
-}
-static inline void ss_lend_memory(int children) { __atomic_add_fetch(&ss_borrowers, (uint32_t)children, __ATOMIC_SEQ_CST); }
-/// Before `ss_mark_own_memory`: whether the caller may be a child on its parent's memory.
-static inline int ss_memory_is_lent(void) {
-#if !defined(__x86_64__)
-    return 1;
-#endif
     return __atomic_load_n(&ss_borrowers, __ATOMIC_SEQ_CST) != 0;
 }
+/// 0: the memory on which the caller runs is its own process's alone. Else the process id must be asked for, a system call.
+static inline int ss_memory_may_be_borrowed(void) {
+    const uint32_t *mark = __atomic_load_n(&ss_own_mark, __ATOMIC_RELAXED);
+    return !mark || __atomic_load_n(mark, __ATOMIC_RELAXED) == 0 || ss_memory_is_lent();
+}
+static inline void ss_lend_memory(int children) { __atomic_add_fetch(&ss_borrowers, (uint32_t)children, __ATOMIC_SEQ_CST); }
 /// When the process's id has been noted, with a private page for the mark.
 void ss_mark_own_memory(void *page);
 /// In a child made by fork: the borrowers are its parent's.
