@@ -90,7 +90,11 @@ extension Service {
         guard kind == .connected || kind == .accepted, let peer = Endpoint(slot.peerAddress) else { return nil }
         let hint = slot.descriptorHint.load()
         guard hint > 0, hint <= UInt64(Int32.max) else { return nil }
-        return pids.lazy.compactMap { SocketIdentity.local(of: Int32(hint) - 1, in: $0, peer: peer) }.first
+        // Asked once each: the descriptor may be another one in a moment.
+        for pid in pids {
+            if let found = SocketIdentity.local(of: Int32(hint) - 1, in: pid, peer: peer) { return found }
+        }
+        return nil
     }
 
     private func report(_ slot: Slot, pids: [Int32], program: String, certain: [Int32]) -> SocketReport? {

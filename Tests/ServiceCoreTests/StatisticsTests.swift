@@ -128,6 +128,36 @@ import Testing
         #expect(local == "")
     }
 
+    @Test("An own address is looked for while the program puts another socket in its place")
+    func changingDescriptor() async throws {
+        let test = try ServiceUnderTest()
+        let client = try test.connectSwitched()
+        let arena = client.arena.arena
+        let tcp = try Connection()
+        let slot = arena.slot(arena.allocateSlot(process: client.arena.process))
+        slot.kind.store(Slot.Kind.accepted)
+        var storage = [UInt8](repeating: 0, count: 28)
+        var length = UInt32(28)
+        #expect(ss_sys_getpeername(tcp.acceptor.raw, &storage, &length) == 0)
+        slot.peerAddress.set(storage, length: Int(length))
+        let (acceptor, connector) = (tcp.acceptor.raw, tcp.connector.raw)
+        let changing = dup(acceptor)
+        try #require(changing >= 0)
+        defer { close(changing) }
+        slot.descriptorHint.store(UInt64(changing) + 1)
+        let program = Task.detached {
+            while !Task.isCancelled {
+                dup3(connector, changing, O_CLOEXEC)
+                dup3(acceptor, changing, O_CLOEXEC)
+            }
+        }
+        var seen = Set<String>()
+        for _ in 0..<5_000 { seen.insert(test.service.socketReports()[0].local) }
+        program.cancel()
+        await program.value
+        #expect(seen.isSubset(of: ["", "127.0.0.1:\(tcp.port)"]), "\(seen)")
+    }
+
     @Test("What an end says of its peer agrees with what the peer says")
     func bothEnds() throws {
         let test = try ServiceUnderTest()
