@@ -238,6 +238,24 @@ struct ReadinessTests {
         set.close()
     }
 
+    /// Bytes that arrive wake whoever waits for urgent data, who is then told what there is: room to send, here.
+    @Test func arrivalIsAnEdgeForUrgentData() {
+        for pair in [SocketPair.raw(), SocketPair.dual()] {
+            let set = Epoll()
+            #expect(set.add(pair.b, output | Interest.priority | edge) == 0)
+            #expect(set.wait(watchdogMilliseconds).map(\.events) == [output])
+            for quiet in [0, 5_000_000] {
+                _ = switchPoll(nil, 0, [timespec(tv_sec: 0, tv_nsec: quiet)], nil)
+                #expect(set.wait(0) == [])
+                send(pair.a, 1)
+                #expect(set.wait(watchdogMilliseconds).map(\.events) == [output])
+                #expect(set.wait(0) == [])
+            }
+            pair.close()
+            set.close()
+        }
+    }
+
     @Test func roundRobinWithFewEvents() {
         let pairs = (0..<7).map { _ in SocketPair.dual() }
         let set = Epoll()

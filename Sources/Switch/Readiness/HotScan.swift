@@ -15,6 +15,10 @@ import StreamRing
 // lock nor calls back.
 extension Registration {
     @inline(__always) var wantsInput: Bool { events & (Interest.reading | Interest.readHangUp) != 0 }
+    /// Bytes that arrive are an edge for it: the kernel wakes who waits for any of these, whatever it then has to report.
+    @inline(__always) var wantsArrivals: Bool {
+        events & (Interest.selectReading | Interest.readHangUp | Interest.priority) != 0
+    }
     @inline(__always) var wantsOutput: Bool { events & Interest.writing != 0 }
 
     @inline(__always) private static var over: UInt64 {
@@ -30,9 +34,9 @@ extension Registration {
         let session = sessionOf(socket)
         let input = wantsInput
         let output = wantsOutput
-        let readable = input && session.looksReadable
         let writable = output && session.looksWritable
-        if isEdgeTriggered { return takeEdge(session, state, input: input, output: output, writable: writable, now) }
+        if isEdgeTriggered { return takeEdge(session, state, output: output, writable: writable, now) }
+        let readable = input && session.looksReadable
         if !readable, !writable {
             let ended = session.slot.flags.loadRelaxed() & Registration.over != 0
             guard ended || state & State.look != 0 || (input && session.receivesOnTCP) || (output && session.sendsOnTCP)
@@ -48,11 +52,11 @@ extension Registration {
         return session.readiness(polled, events & Interest.events)
     }
 
-    private func takeEdge(_ session: Session, _ state: UInt32, input: Bool, output: Bool, writable: Bool, _ now: UInt64) -> UInt32 {
+    private func takeEdge(_ session: Session, _ state: UInt32, output: Bool, writable: Bool, _ now: UInt64) -> UInt32 {
         // Counters first, readiness afterwards: what comes between is a new edge.
         let received = session.receiveEdge
         let sent = session.sendEdge
-        var moved = state & State.edge != 0 || (input && received != receiveEdge)
+        var moved = state & State.edge != 0 || (wantsArrivals && received != receiveEdge)
         let onTCP = session.sendsOnTCP
         if output, writable, sent != sendEdge || state & State.starved != 0 { moved = true }
         // Back on TCP: the kernel is asked once; after that its own edge tells (`watchTCP`).
@@ -80,7 +84,7 @@ extension Registration {
         let session = sessionOf(socket)
         let output = wantsOutput
         if isEdgeTriggered {
-            if has(State.edge) || (wantsInput && session.receiveEdge != receiveEdge) { return true }
+            if has(State.edge) || (wantsArrivals && session.receiveEdge != receiveEdge) { return true }
             if output, session.sendsOnTCP, session.sendEdge != sendEdge { return true }
             return output && session.looksWritable && (session.sendEdge != sendEdge || has(State.starved))
         }
@@ -112,7 +116,7 @@ extension Registration {
         guard !has(State.disabled) else { return }
         let session = sessionOf(socket)
         guard session.isUp else { return }
-        if wantsInput { armed = session.armReceive(fences: fences) }
+        if isEdgeTriggered ? wantsArrivals : wantsInput { armed = session.armReceive(fences: fences) }
         if waitsForRoom { session.armSend(fences: fences) }
     }
 
