@@ -98,7 +98,7 @@ let package = Package(
             ],
             swiftSettings: swift6),
         .target(
-            name: "SessionTestSupport", dependencies: ["ServiceProviders", "Session", "SocketTable", "CSocketSwitch"],
+            name: "SessionTestSupport", dependencies: ["Rendezvous", "ServiceProviders", "Session", "SocketTable", "CSocketSwitch"],
             path: "Tests/Support/SessionTestSupport", swiftSettings: swift6),
         .executableTarget(
             name: "SessionForkHelper", dependencies: ["SessionTestSupport"], path: "Tests/Support/SessionForkHelper",

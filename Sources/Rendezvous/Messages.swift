@@ -11,7 +11,7 @@ import CSocketSwitch
 ///                         unlisten                                    … no longer
 ///                         announce   fd: the connected TCP socket     "pair me": slot, generation, role
 ///                         withdraw                                    the announcement of slot/generation is void
-///     service → process   paired     fds: segment, my doorbell, peer's doorbell
+///     service → process   paired     fds: segment, my doorbell, peer's doorbell; side, kind of the doorbells
 ///                         refused    reason
 ///     tool → service      tool       a command in `text`: ping, status, ps, off or on
 ///     service → tool      (packets of at most `toolChunkBytes` of UTF-8 text, never beginning with a byte below 9)
@@ -56,14 +56,14 @@ package enum Role {
 /// One message: 128 bytes.
 ///
 ///     0 u32 magic   4 u32 kind   8 u64 slot   16 u64 generation   24 u32 role or side   28 u32 reason
-///     32 u32 process index   36 u32 pid   40 32 B address (`CompactAddress`)   72 56 B text (tool), else zero
+///     32 u32 process index or kind of doorbells   36 u32 pid   40 32 B address (`CompactAddress`)   72 56 B text (tool), else zero
 package struct Message {
     package let base: UnsafeMutableRawPointer
     @inline(__always) package init(_ base: UnsafeMutableRawPointer) { self.base = base }
 
     package static var bytes: Int { 128 }
     /// "SSW" and the protocol's version.
-    package static var magic: UInt32 { 0x5353_5702 }
+    package static var magic: UInt32 { 0x5353_5703 }
 
     package var magic: UInt32 { get { u32(0) } nonmutating set { set(0, newValue) } }
     package var kind: UInt32 { get { u32(4) } nonmutating set { set(4, newValue) } }
@@ -75,6 +75,8 @@ package struct Message {
     package var reason: UInt32 { get { u32(28) } nonmutating set { set(28, newValue) } }
     /// hello: index of the process's entry in its arena.
     package var process: UInt32 { get { u32(32) } nonmutating set { set(32, newValue) } }
+    /// paired: `DoorbellKind`.
+    package var doorbellKind: UInt32 { get { u32(32) } nonmutating set { set(32, newValue) } }
     package var pid: UInt32 { get { u32(36) } nonmutating set { set(36, newValue) } }
     /// listen, unlisten: a `CompactAddress`.
     package var address: UnsafeMutableRawPointer { base + 40 }

@@ -7,16 +7,11 @@ import StreamRing
 /// What is made for one connection: the segment and the two sides' doorbells.
 struct PairDescriptors {
     var segment: Descriptor
-    /// Index: the side that the doorbell wakes.
-    var doorbells: [Descriptor]
+    var doorbells: PairDoorbells
 
-    /// Throws EMFILE, ENFILE or ENOMEM.
-    static func make() throws(SystemError) -> PairDescriptors {
-        let segment = try makeSegment()
-        let flags = Int32(EFD_NONBLOCK) | Int32(EFD_CLOEXEC)
-        return PairDescriptors(
-            segment: segment,
-            doorbells: [try .checked(ss_sys_eventfd(0, flags), "eventfd"), try .checked(ss_sys_eventfd(0, flags), "eventfd")])
+    /// `kind`: a `DoorbellKind`. Throws EMFILE, ENFILE or ENOMEM.
+    static func make(doorbells kind: UInt32) throws(SystemError) -> PairDescriptors {
+        PairDescriptors(segment: try makeSegment(), doorbells: try .make(kind))
     }
 
     /// Memory of fixed size without a name in the file system (WSD-M2).
@@ -29,6 +24,35 @@ struct PairDescriptors {
         try SystemError.check(ss_sys_ftruncate(segment.raw, Int64(Segment.bytes)), "ftruncate")
         try SystemError.check(ss_sys_fcntl(segment.raw, ss_f_add_seals, Int(ss_seal_fixed_size)), "fcntl(F_ADD_SEALS)")
         return segment
+    }
+}
+
+/// The doorbells of a connection, by the side that each wakes.
+struct PairDoorbells {
+    var bells: [Descriptor]
+    /// `DoorbellKind`.
+    var kind: UInt32
+
+    static func make(_ kind: UInt32) throws(SystemError) -> PairDoorbells {
+        if kind == DoorbellKind.socketPair {
+            var ends: [Int32] = [-1, -1]
+            let type = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+            try SystemError.check(ss_sys_socketpair(AF_UNIX, type, 0, &ends), "socketpair")
+            return PairDoorbells(bells: ends.map { Descriptor($0) }, kind: kind)
+        }
+        let flags = Int32(EFD_NONBLOCK) | Int32(EFD_CLOEXEC)
+        return PairDoorbells(
+            bells: [try .checked(ss_sys_eventfd(0, flags), "eventfd"), try .checked(ss_sys_eventfd(0, flags), "eventfd")], kind: kind)
+    }
+
+    func passed(to side: Int) -> [Descriptor] { [bells[side], bells[1 - side]] }
+
+    /// Wakes both sides. An eventfd that its ends have filled and made to wait is rung by the kernel through `ringer`.
+    func ring(_ ringer: EventRinger) {
+        for (side, bell) in bells.enumerated() {
+            if kind == DoorbellKind.events, ringer.ring(bell.raw) { continue }
+            _ = Doorbells.ring(bell.raw, bells[1 - side].raw, kind)
+        }
     }
 }
 
@@ -50,17 +74,10 @@ struct Pair {
     var ends: [End]
     /// Kept until both sides have said something; nil when it could not be mapped, too.
     var mailboxes: SegmentMailboxes?
-    /// Kept to wake sleepers when the operator switches off; empty when the service is short of descriptors.
-    var doorbells: [Descriptor]
+    /// Kept to wake sleepers when the operator switches off; nil when the service is short of descriptors.
+    var doorbells: PairDoorbells?
 
     var isOpen: Bool { ends.allSatisfy(\.isOpen) }
-
-    func ring() {
-        for doorbell in doorbells {
-            var one: UInt64 = 1
-            _ = ss_sys_write(doorbell.raw, &one, 8)
-        }
-    }
 }
 
 /// The service's mapping of the first page of a segment: it speaks there for a side that is gone, or has taken its

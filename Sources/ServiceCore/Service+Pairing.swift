@@ -79,7 +79,8 @@ extension Service {
         // Three descriptors are passed to each end; both must have room to take them.
         let open = Descriptor.openCount
         guard open + 16 < descriptorLimit, max(first.queuedDescriptors, second.queuedDescriptors) < 3 * configuration.queueBound,
-            let made = try? PairDescriptors.make()
+            let made = try? PairDescriptors.make(
+                doorbells: first.credentials.uid == second.credentials.uid ? DoorbellKind.events : DoorbellKind.socketPair)
         else {
             refuse(waiting, .descriptorLimit)
             return refuse(new, .descriptorLimit)
@@ -105,7 +106,7 @@ extension Service {
         pairs.append(
             Pair(
                 ends: side == 0 ? ends : ends.reversed(), mailboxes: SegmentMailboxes(of: made.segment),
-                doorbells: open < descriptorLimit / 4 * 3 ? made.doorbells : []))
+                doorbells: open < descriptorLimit / 4 * 3 ? made.doorbells : nil))
         send(paired(new, made, side: 1 - side), to: second)
     }
 
@@ -129,8 +130,9 @@ extension Service {
             $0.slot = announcement.name.slot
             $0.generation = announcement.name.generation
             $0.role = UInt32(side)
+            $0.doorbellKind = made.doorbells.kind
         }
         return Client.Outgoing(
-            bytes: message, descriptors: [made.segment, made.doorbells[side], made.doorbells[1 - side]], isForMailbox: true)
+            bytes: message, descriptors: [made.segment] + made.doorbells.passed(to: side), isForMailbox: true)
     }
 }

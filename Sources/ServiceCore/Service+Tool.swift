@@ -49,7 +49,8 @@ extension Service {
     package func switchAll(off: Bool) {
         isSwitchedOff = off
         for arena in arenas.values { arena.arena.switchedOff.store(off ? 1 : 0) }
-        for pair in pairs { pair.ring() }
+        let ringer = EventRinger()
+        for pair in pairs { pair.doorbells?.ring(ringer) }
         log.notice("switched \(off ? "off" : "on")")
     }
 

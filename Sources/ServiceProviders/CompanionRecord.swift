@@ -59,6 +59,8 @@ struct CompanionRecord {
     /// The doorbell that the peer rings, and the one that I ring.
     var doorbell: Int32 = -1
     var peerDoorbell: Int32 = -1
+    /// `DoorbellKind`.
+    var doorbellKind: UInt32 = DoorbellKind.events
     var segment: UnsafeMutableRawPointer?
 
     /// Messages written to my mailbox and read from the peer's.

@@ -35,7 +35,7 @@ func rejectSegment(_ fd: Int32, side: Int) {
 extension Companion {
     /// Takes a segment and the doorbells (all three descriptors in every case). `.none`, or why that was not possible.
     /// Under the lock.
-    func attach(segment: Int32, doorbell: Int32, peerDoorbell: Int32, side: UInt32) -> Reason {
+    func attach(segment: Int32, doorbell: Int32, peerDoorbell: Int32, doorbellKind: UInt32, side: UInt32) -> Reason {
         let memory = mapSegment(segment)
         _ = ss_sys_close(segment)
         guard let memory else {
@@ -53,8 +53,20 @@ extension Companion {
         record.pointee.segment = memory
         record.pointee.doorbell = mine
         record.pointee.peerDoorbell = peers
+        record.pointee.doorbellKind = doorbellKind
         return .none
     }
+
+    /// Wakes the peer, or this side's own sleepers. 0, or -errno.
+    @inline(__always)
+    func ring(own: Bool) -> Int {
+        let (mine, peers) = (record.pointee.doorbell, record.pointee.peerDoorbell)
+        return Doorbells.ring(own ? mine : peers, own ? peers : mine, record.pointee.doorbellKind)
+    }
+
+    /// 0; -EAGAIN: it was silent; another -errno.
+    @inline(__always)
+    func silence() -> Int { Doorbells.silence(record.pointee.doorbell, record.pointee.doorbellKind) }
 
     /// Gives segment and doorbells up. The peer is told if it still waits for the session to come up, but not by a
     /// forked child, whose parent may go on.

@@ -7,20 +7,27 @@ import StreamRing
 /// For tests: does for two sockets of the SharedMemory provider in this process what the service does for two processes.
 ///
 /// Both are created or bound ones; `a` gets side 0. Afterwards both are connected and FD_CONNECT is up. 0 or an errno.
-package func sharedMemoryProviderPairLocally(_ a: SOCKET, _ b: SOCKET) -> Int32 {
+/// `doorbells`: a `DoorbellKind`.
+package func sharedMemoryProviderPairLocally(_ a: SOCKET, _ b: SOCKET, doorbells kind: UInt32 = DoorbellKind.events) -> Int32 {
     guard let first = Companion(socket: a), let second = Companion(socket: b), a != b else { return ENOTSOCK }
     let segment = makeLocalSegment()
     guard segment >= 0 else { return -segment }
-    let bells = (
-        Int32(ss_sys_eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK))),
-        Int32(ss_sys_eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK)))
-    )
+    var bells: (Int32, Int32) = (-1, -1)
+    if kind == DoorbellKind.socketPair {
+        withUnsafeMutableBytes(of: &bells) {
+            let ends = $0.baseAddress!.assumingMemoryBound(to: Int32.self)
+            _ = ss_sys_socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, ends)
+        }
+    } else {
+        bells.0 = Int32(ss_sys_eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK)))
+        bells.1 = Int32(ss_sys_eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK)))
+    }
     func duplicate(_ fd: Int32) -> Int32 { Int32(ss_sys_fcntl(fd, F_DUPFD_CLOEXEC, 0)) }
     let mask = lockProviders()
     defer { unlockProviders(mask) }
     let one = first.attach(
-        segment: duplicate(segment), doorbell: duplicate(bells.0), peerDoorbell: duplicate(bells.1), side: 0)
-    let two = second.attach(segment: segment, doorbell: bells.1, peerDoorbell: bells.0, side: 1)
+        segment: duplicate(segment), doorbell: duplicate(bells.0), peerDoorbell: duplicate(bells.1), doorbellKind: kind, side: 0)
+    let two = second.attach(segment: segment, doorbell: bells.1, peerDoorbell: bells.0, doorbellKind: kind, side: 1)
     guard one == .none, two == .none else {
         first.detach()
         second.detach()

@@ -315,7 +315,7 @@ enum RendezvousClient {
             descriptors.close()
             companion?.announcementFailed(.descriptorLimit)
             return true
-        case MessageKind.paired where descriptors.count == 3 && message.role <= 1:
+        case MessageKind.paired where descriptors.count == 3 && message.role <= 1 && message.doorbellKind <= DoorbellKind.socketPair:
             guard let companion else {
                 rejectSegment(descriptors.first, side: Int(message.role))
                 descriptors.close()
@@ -323,7 +323,7 @@ enum RendezvousClient {
             }
             let reason = companion.attach(
                 segment: descriptors.first, doorbell: descriptors.second, peerDoorbell: descriptors.third,
-                side: message.role)
+                doorbellKind: message.doorbellKind, side: message.role)
             if reason == .none { companion.announcementSucceeded() } else { companion.announcementFailed(reason) }
             return true
         default:

@@ -32,7 +32,7 @@ private func finished(_ overlapped: UnsafeMutablePointer<WSAOVERLAPPED>?, _ coun
     overlapped.pointee.Internal = 1
 }
 
-/// 1 … 256 bytes: a message. 0 bytes: rings the peer's doorbell, one system call.
+/// 1 … 256 bytes: a message. 0 bytes: rings the peer's doorbell or the own one, one system call.
 func sharedMemorySend(
     _ socket: SOCKET, _ buffers: UnsafePointer<WSABUF>?, _ count: UInt32, _ sent: UnsafeMutablePointer<Int>?,
     _ flags: UInt32, _ overlapped: UnsafeMutablePointer<WSAOVERLAPPED>?, _ error: UnsafeMutablePointer<Int32>?
@@ -41,12 +41,8 @@ func sharedMemorySend(
     guard let length = totalLength(buffers, count) else { return socketError(error, EFAULT) }
     guard companion.state.load() == CompanionState.connected else { return socketError(error, ENOTCONN) }
     if length == 0 {
-        var one: UInt64 = 1
-        let result = ss_sys_write(companion.record.pointee.peerDoorbell, &one, 8)
-        // EAGAIN: the counter is full, so the doorbell is ringing.
-        guard result >= 0 || result == -Int(EAGAIN) else {
-            return socketError(error, Int32(truncatingIfNeeded: -result))
-        }
+        let result = companion.ring(own: flags & UInt32(SOCKSWITCH_SEND_WAKES_SELF) != 0)
+        guard result == 0 else { return socketError(error, Int32(truncatingIfNeeded: -result)) }
     } else {
         guard length <= Segment.maximumMessageBytes, let buffers else { return socketError(error, EMSGSIZE) }
         let mask = lockProviders()
@@ -69,9 +65,8 @@ func sharedMemoryReceive(
     guard let length = totalLength(buffers, count) else { return socketError(error, EFAULT) }
     guard companion.state.load() == CompanionState.connected else { return socketError(error, ENOTCONN) }
     if length == 0 {
-        var rings: UInt64 = 0
-        let result = ss_sys_read(companion.record.pointee.doorbell, &rings, 8)
-        guard result >= 0 else { return socketError(error, Int32(truncatingIfNeeded: -result)) }
+        let result = companion.silence()
+        guard result == 0 else { return socketError(error, Int32(truncatingIfNeeded: -result)) }
         received?.pointee = 0
         finished(overlapped, 0)
         return 0

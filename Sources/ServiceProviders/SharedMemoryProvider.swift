@@ -6,7 +6,7 @@ import StreamRing
 #endif
 
 // The SharedMemory service provider: a SAN provider whose network is the memory of one host. A sealed memfd holds the two
-// windows of a connection, two eventfds are its doorbells; sockswitchd makes them and hands them to both ends.
+// windows of a connection, two eventfds or sockets are its doorbells; sockswitchd makes them and hands them to both ends.
 //
 // Everything but the announcement itself is pure memory. No thread, no allocation, nothing blocks.
 

@@ -57,11 +57,13 @@ extension Session {
 
     /// A message without content is a ring of the peer's doorbell.
     @inline(never)
-    package func ring() {
+    package func ring() { wake(flags: 0) }
+
+    private func wake(flags: UInt32) {
         guard let provider = connection.pointee.provider, let send = provider.pointee.calls.lpWSPSend else { return }
         var sent = 0
         var error: Int32 = 0
-        _ = send(connection.pointee.companion, nil, 0, &sent, 0, nil, &error)
+        _ = send(connection.pointee.companion, nil, 0, &sent, flags, nil, &error)
     }
 
     /// Silences our own doorbell for a thread that waits to receive, is counted among the sleepers and found nothing; it arms
@@ -120,16 +122,11 @@ extension Session {
 
     /// A number of the socket is about to be closed: whoever sleeps in a call begins anew. The kernel looks at what woke a
     /// poll by the numbers in its list, and this one may be another connection's by then.
-    package func wakeSleepingCalls(_ doorbell: Int32) {
-        if sleepingCalls.loadSequential() != 0 { Session.ringOwn(doorbell) }
+    package func wakeSleepingCalls() {
+        if sleepingCalls.loadSequential() != 0 { ringOurselves() }
     }
 
     /// Wakes whoever sleeps on our own doorbell.
-    package func ringOurselves() { Session.ringOwn(connection.pointee.notification) }
-
-    private static func ringOwn(_ doorbell: Int32) {
-        guard doorbell >= 0 else { return }
-        var one: UInt64 = 1
-        _ = ss_sys_write(doorbell, &one, 8)
-    }
+    @inline(never)
+    package func ringOurselves() { wake(flags: UInt32(SOCKSWITCH_SEND_WAKES_SELF)) }
 }

@@ -45,7 +45,6 @@ extension Session {
     /// Returns true when bytes lie unread in the ring, or cannot be delivered: TCP would then reset the connection, and so
     /// must the caller.
     package func end(last: Bool) -> Bool {
-        let doorbell = connection.pointee.notification
         let sending = slot.sendLock.lock()
         let receiving = slot.receiveLock.lock()
         var mustReset = false
@@ -60,14 +59,14 @@ extension Session {
         }
         if receiving == .acquired { slot.receiveLock.unlock() }
         if sending == .acquired { slot.sendLock.unlock() }
-        awaitSleepingCalls(doorbell)
+        awaitSleepingCalls()
         return mustReset
     }
 
     /// Our own calls that still sleep are woken, and given a moment to leave, before the doorbell's number goes.
-    private func awaitSleepingCalls(_ doorbell: Int32) {
+    private func awaitSleepingCalls() {
         guard sleepingCalls.loadSequential() != 0 else { return }
-        wakeSleepingCalls(doorbell)
+        wakeSleepingCalls()
         // (Whom a longjmp or a cancellation took out of its sleep is counted and does not leave.)
         let deadline = ss_monotonic_ns() &+ Session.leavingNanoseconds
         while sleepingCalls.load() != 0, ss_monotonic_ns() < deadline { _ = ss_sys_sched_yield() }

@@ -177,7 +177,7 @@ func dropEntry(_ fd: Int32) {
             endSocket(fd, index)
         } else {
             if record.pointee.descriptor == fd { record.pointee.descriptor = otherDescriptor(entry, than: fd) }
-            sessionOf(index).wakeSleepingCalls(record.pointee.notification)
+            sessionOf(index).wakeSleepingCalls()
         }
     case DescriptorKind.epollSet:
         clearDescriptorEntry(fd)

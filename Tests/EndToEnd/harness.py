@@ -188,7 +188,7 @@ class ServiceConnection:
     """Commands to the service as `sockswitch` sends them (Sources/Rendezvous/Messages.swift), many a second: one packet of
     128 bytes there, packets of text and a last one of 128 bytes back."""
 
-    MAGIC, TOOL, TOOL_END = 0x53535702, 8, 9
+    MAGIC, TOOL, TOOL_END = 0x53535703, 8, 9
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -86,6 +86,19 @@ class Stream(Case):
             self.assertGreater(companion, 0, "no bytes over companions were seen")
         self.finish()
 
+    def test_carrier_changes_between_users(self):
+        """Ends of two users wake each other through sockets: neither can make the other wait for what both hold."""
+        if os.geteuid() != 0:
+            self.skipTest("needs root")
+        os.chmod(self.service_directory, 0o711)
+        self.start_pair("--user", "65534", "--minimum-bytes", str(4 << 20), "--maximum-bytes", str(256 << 20), **EAGER)
+        if not settings.plain:
+            changes, companion = self.watch(True)
+            note(f"{changes} carrier changes seen")
+            self.assertGreater(changes, 10, "hardly any carrier change was seen")
+            self.assertGreater(companion, 0, "no bytes over companions were seen")
+        self.finish()
+
     def test_carrier_changes_request_and_answer(self):
         self.start_pair("--only", "lockstep", "--minimum-bytes", str(32 << 20), "--maximum-bytes", str(1 << 30), **EAGER)
         if not settings.plain:

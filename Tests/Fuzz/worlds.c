@@ -47,7 +47,7 @@ static void fail(const char *what) {
 
 static int serviceSocket = -1;
 void ask_service(const char *command) {
-    struct { uint32_t magic, kind; char zero[64], text[56]; } packet = {0x53535702, 8, {0}, {0}};
+    struct { uint32_t magic, kind; char zero[64], text[56]; } packet = {0x53535703, 8, {0}, {0}};
     if (serviceSocket < 0) {
         struct sockaddr_un name = {.sun_family = AF_UNIX};
         snprintf(name.sun_path, sizeof name.sun_path, "%s", options.service);

@@ -381,6 +381,17 @@ import Testing
         #expect(client.arena.arena.switchedOff.load() == 0 && later.arena.arena.switchedOff.load() == 0)
         #expect(ss_sys_read(one.descriptors[1].raw, &count, 8) == 8)
 
+        // An end that has filled its doorbells and made who writes to them wait holds nobody up.
+        for doorbell in one.descriptors[1...] {
+            _ = ss_sys_read(doorbell.raw, &count, 8)
+            #expect(ss_sys_fcntl(doorbell.raw, F_SETFL, 0) == 0)
+            var almostAll = UInt64.max - 1
+            #expect(ss_sys_write(doorbell.raw, &almostAll, 8) == 8)
+        }
+        tool.send(MessageKind.tool) { memcpy($0.text, "on", 2) }
+        test.settle()
+        for doorbell in one.descriptors[1...] { #expect(ss_sys_read(doorbell.raw, &count, 8) == 8 && count == UInt64.max) }
+
         // A family that an earlier service left switched off.
         let survivor = try test.connect()
         survivor.arena = try TestArena()

@@ -135,9 +135,9 @@ extension ServiceProviders {
             provider.end()
         }
 
-        @Test("doorbells: a ring is readable at the peer until it is silenced")
-        func doorbells() {
-            let (a, b) = provider.pair()
+        @Test("doorbells: a ring is readable at the peer until it is silenced", arguments: [DoorbellKind.events, DoorbellKind.socketPair])
+        func doorbells(kind: UInt32) {
+            let (a, b) = provider.pair(doorbells: kind)
             func isReadable(_ socket: SOCKET) -> Bool {
                 var entry = pollfd(fd: provider.notification(socket), events: Int16(POLLIN), revents: 0)
                 return poll(&entry, 1, 0) == 1
@@ -149,6 +149,50 @@ extension ServiceProviders {
             #expect(provider.silence(b) == .done)
             #expect(provider.silence(b) == .failed(EAGAIN))
             #expect(!isReadable(b))
+            #expect(provider.ring(a, flags: Int(SOCKSWITCH_SEND_WAKES_SELF)) == .done)
+            #expect(isReadable(a) && !isReadable(b))
+            #expect(provider.silence(a) == .done)
+            #expect(!isReadable(a) && !isReadable(b))
+            provider.end()
+        }
+
+        @Test("each ring is an edge, also of a doorbell that nobody silences", arguments: [DoorbellKind.events, DoorbellKind.socketPair])
+        func edges(kind: UInt32) {
+            let (a, b) = provider.pair(doorbells: kind)
+            let set = epoll_create1(0)
+            var event = epoll_event(events: EPOLLIN.rawValue | EPOLLET.rawValue, data: epoll_data_t(fd: 7))
+            #expect(epoll_ctl(set, EPOLL_CTL_ADD, provider.notification(b), &event) == 0)
+            var missed = 0
+            for round in 0..<5_000 {
+                #expect(provider.ring(round % 2 == 0 ? a : b, flags: round % 2 == 0 ? 0 : Int(SOCKSWITCH_SEND_WAKES_SELF)) == .done)
+                if epoll_wait(set, &event, 1, 0) != 1 { missed += 1 }
+            }
+            #expect(missed == 0)
+            close(set)
+            provider.end()
+        }
+
+        @Test("between users: whatever an end does to the doorbells, neither ring nor silence waits")
+        func hostileEnd() {
+            let (a, b) = provider.pair(doorbells: DoorbellKind.socketPair)
+            // Both ends hold both descriptors; this is what the peer may do to them.
+            for socket in [a, b] { #expect(fcntl(provider.notification(socket), F_SETFL, 0) == 0) }
+            #expect(provider.silence(a) == .failed(EAGAIN) && provider.silence(b) == .failed(EAGAIN))
+            let junk = [UInt8](repeating: 1, count: 4096)
+            for socket in [a, b] {
+                while send(provider.notification(socket), junk, junk.count, Int32(MSG_DONTWAIT)) > 0 {}
+                while send(provider.notification(socket), junk, 1, Int32(MSG_DONTWAIT)) > 0 {}
+            }
+            for socket in [a, b] {
+                for flags in [0, Int(SOCKSWITCH_SEND_WAKES_SELF)] {
+                    for _ in 0..<10 { #expect(provider.ring(socket, flags: flags) == .done) }
+                }
+            }
+            shutdown(provider.notification(a), Int32(SHUT_RDWR))
+            for socket in [a, b] {
+                _ = provider.ring(socket)
+                _ = provider.silence(socket)
+            }
             provider.end()
         }
 

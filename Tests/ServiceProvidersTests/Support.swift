@@ -154,9 +154,9 @@ final class SharedMemory {
         return (result, Array(bytes.prefix(result == .done ? received : 0)))
     }
 
-    func ring(_ socket: SOCKET) -> Outcome {
+    func ring(_ socket: SOCKET, flags: Int = 0) -> Outcome {
         var sent = -1
-        return outcome { calls.lpWSPSend(socket, nil, 0, &sent, 0, nil, $0) }
+        return outcome { calls.lpWSPSend(socket, nil, 0, &sent, UInt32(flags), nil, $0) }
     }
 
     func silence(_ socket: SOCKET) -> Outcome {
@@ -206,12 +206,12 @@ final class SharedMemory {
     }
 
     /// Two connected companions of this process.
-    func pair() -> (SOCKET, SOCKET) {
+    func pair(doorbells: UInt32 = DoorbellKind.events) -> (SOCKET, SOCKET) {
         let first = socket()
         let second = socket()
         #expect(bind(first, .loopback(1001)) == .done)
         #expect(bind(second, .loopback(1002)) == .done)
-        #expect(sharedMemoryProviderPairLocally(first, second) == 0)
+        #expect(sharedMemoryProviderPairLocally(first, second, doorbells: doorbells) == 0)
         return (first, second)
     }
 }

@@ -432,6 +432,8 @@ final class RecordingProvider: @unchecked Sendable {
         _ socket: SOCKET, _ buffers: UnsafePointer<WSABUF>?, _ count: UInt32, _ sent: UnsafeMutablePointer<Int>?,
         _ flags: UInt32, _ overlapped: UnsafeMutablePointer<WSAOVERLAPPED>?, _ error: UnsafeMutablePointer<Int32>?
     ) -> Int32 {
+        // What a side says to itself depends on when its threads sleep.
+        if flags & UInt32(SOCKSWITCH_SEND_WAKES_SELF) != 0 { return inner.lpWSPSend(socket, buffers, count, sent, flags, overlapped, error) }
         let length = (0..<Int(count)).reduce(0) { $0 + (buffers?[$1].len ?? 0) }
         let result = pass(socket, length == 0 ? "doorbell rung" : "WSPSend", length == 0 ? "" : "\(length) bytes", error) {
             inner.lpWSPSend(socket, buffers, count, sent, flags, overlapped, $0)

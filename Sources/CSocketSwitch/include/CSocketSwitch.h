@@ -133,6 +133,7 @@ static inline long ss_sys_pselect6(int n, void *r, void *w, void *e, struct time
         : ss_sleeping_syscall6(SYS_pselect6, n, (long)r, (long)w, (long)e, (long)left, (long)(mask ? &signals : NULL));
 }
 static inline long ss_sys_getrandom(void *p, size_t n) { return ss_syscall6(SYS_getrandom, (long)p, (long)n, 1, 0, 0, 0); }
+static inline long ss_sys_socketpair(int d, int t, int p, int *v) { return ss_syscall6(SYS_socketpair, d, t, p, (long)v, 0, 0); }
 static inline long ss_sys_eventfd(unsigned v, int flags) { return ss_syscall6(SYS_eventfd2, v, flags, 0, 0, 0, 0); }
 static inline long ss_sys_memfd_create(const char *name, unsigned flags) { return ss_syscall6(SYS_memfd_create, (long)name, flags, 0, 0, 0, 0); }
 static inline long ss_sys_ftruncate(int fd, int64_t n) { return ss_syscall6(SYS_ftruncate, fd, (long)n, 0, 0, 0, 0); }

@@ -1,4 +1,5 @@
 import CSocketSwitch
+import Rendezvous
 import ServiceProviders
 import Session
 import Synchronization
@@ -65,7 +66,9 @@ package final class LoadedProvider: @unchecked Sendable {
     }
 
     /// Maps memory: windows are written by plain stores.
-    package static let sharedMemory = LoadedProvider(sharedMemoryStartupEx, pairUp: sharedMemoryProviderPairLocally)
+    package static let sharedMemory = LoadedProvider(sharedMemoryStartupEx, pairUp: { sharedMemoryProviderPairLocally($0, $1) })
+    package static let sharedMemoryOfTwoUsers = LoadedProvider(
+        sharedMemoryStartupEx, pairUp: { sharedMemoryProviderPairLocally($0, $1, doorbells: DoorbellKind.socketPair) })
     /// Cannot map memory: see `TestFabric`.
     package static let remoteWrites = LoadedProvider(testProviderStartupEx, pairUp: testProviderPair)
 }

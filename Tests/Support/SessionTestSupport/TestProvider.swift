@@ -146,7 +146,7 @@ package final class TestFabric: @unchecked Sendable {
         }
     }
 
-    private func raise(_ socket: TestSocket) {
+    fileprivate func raise(_ socket: TestSocket) {
         var one: UInt64 = 1
         _ = ss_sys_write(socket.notification, &one, 8)
     }
@@ -339,6 +339,10 @@ private func testProviderSend(
     _ socket: SOCKET, _ buffers: UnsafePointer<WSABUF>?, _ count: UInt32, _ sent: UnsafeMutablePointer<Int>?, _ flags: UInt32,
     _ overlapped: UnsafeMutablePointer<WSAOVERLAPPED>?, _ error: UnsafeMutablePointer<Int32>?
 ) -> Int32 {
+    if flags & UInt32(SOCKSWITCH_SEND_WAKES_SELF) != 0 {
+        let fabric = TestFabric.shared
+        return fabric.locked { fabric.sockets[socket].map(fabric.raise) != nil } ? 0 : failed(error, ENOTSOCK)
+    }
     let length = (0..<Int(count)).reduce(0) { $0 + buffers![$1].len }
     return withSocket(socket, length == 0 ? .ring : .send, error) { socket in
         if socket.error != 0 || socket.peer == nil { return ECONNRESET }

@@ -8,6 +8,7 @@
 // Options: --seed S  --seconds N  --connections N (at a time)  --minimum-bytes N
 // --maximum-bytes N (a direction)  --count N (connections in
 // all)  --first N (number of the first connection)  --only KIND|LAYOUT|WAITING,… (87 bytes)  --stall N (seconds without progress that are a failure)  --address A  --keep-server
+// --user U (becomes this user first; needs root)
 
 import CProgramSupport
 import Glibc
@@ -61,6 +62,11 @@ func parse() -> (role: String, options: Options) {
         case "--only": options.only = value
         case "--stall": options.stallSeconds = Int(value) ?? 30
         case "--address": options.address = value
+        case "--user":
+            guard let user = uid_t(value), setgroups(0, nil) == 0, setgid(user) == 0, setuid(user) == 0 else {
+                report("--user: cannot become \(value)")
+                exit(2)
+            }
         default: usage()
         }
     }

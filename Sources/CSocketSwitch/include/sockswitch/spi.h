@@ -161,6 +161,10 @@ enum {
     SIO_SOCKSWITCH_WITHDRAW_OFFER = 0x98005307u,
 };
 
+/// dwFlags of a WSPSend without content: not the peer is woken but whoever waits on this side's own notification descriptor,
+/// in whatever process. Never fails for want of the peer.
+enum { SOCKSWITCH_SEND_WAKES_SELF = 1 };
+
 /// Why a socket is on TCP: the numbers of SIO_SOCKSWITCH_REASON and SOCKSWITCH_OFFER_RESULT, as `sockswitch ps` shows
 /// them. A provider uses those that fit; SOCKSWITCH_REASON_COMPANION_FAILED says nothing more.
 enum {
@@ -326,7 +330,7 @@ typedef struct WSPPROC_TABLE {
     /// - lpBuffers, dwBufferCount: the pieces, at most IOV_MAX of them, SO_MAX_MSG_SIZE bytes together, else EMSGSIZE
     ///   (WSAEMSGSIZE). They stay the caller's; in use until the operation completed.
     /// - lpNumberOfBytesSent: bytes, when it completed at once; may be NULL.
-    /// - dwFlags: reserved, 0. (TCP/IP provider: the flags of send.)
+    /// - dwFlags: 0; without content also SOCKSWITCH_SEND_WAKES_SELF. (TCP/IP provider: the flags of send.)
     /// - lpOverlapped: NULL, or the operation. 0: completed at once, lpOverlapped is filled in and no notification
     ///   follows. WSA_IO_PENDING: will complete.
     /// - Errors: WSAEWOULDBLOCK (no room now), ENOTCONN (WSAENOTCONN), WSAECONNRESET, WSAENOBUFS: nothing was sent.
