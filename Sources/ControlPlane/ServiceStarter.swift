@@ -7,6 +7,8 @@ package struct ServiceStarter {
     package var program: String
     package var path: String
     package var log = "/dev/null"
+    /// What keeps the service from starting is said on standard error by the service itself.
+    package var letsServiceComplain = true
 
     package init(program: String, path: String) {
         self.program = program
@@ -23,7 +25,7 @@ package struct ServiceStarter {
             switch self {
             case .noProgram(let program): "there is no \(program)"
             case .cannotStart(let program, let path, let status):
-                "\(program) ended with status \(status); `\(program) --socket \(path)` says why"
+                "\(program) --socket \(path) ended with status \(status)"
             case .noAnswer(let path): "no answer at \(path)"
             case .other(let error): "\(error)"
             }
@@ -66,6 +68,7 @@ package struct ServiceStarter {
                 program: program, arguments: ["sockswitchd", "--detach", "--ephemeral", "--socket", path, "--log-file", log],
                 environment: Spawn.unswitchedEnvironment())
             spawn.log = log
+            spawn.keepsStandardError = letsServiceComplain
             let pid: Int32
             do { pid = try spawn.start() } catch { throw .other(error) }
             let status = exitStatus(of: pid)

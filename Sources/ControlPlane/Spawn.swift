@@ -9,6 +9,8 @@ package struct Spawn {
     package var environment: [String: String]
     /// Where standard output and standard error go.
     package var log = "/dev/null"
+    /// Standard error stays ours instead.
+    package var keepsStandardError = false
     /// Becomes descriptor 3.
     package var descriptorThree: Int32?
 
@@ -35,7 +37,7 @@ package struct Spawn {
         defer { posix_spawn_file_actions_destroy(&actions) }
         posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
         posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0o600)
-        posix_spawn_file_actions_adddup2(&actions, 1, 2)
+        if !keepsStandardError { posix_spawn_file_actions_adddup2(&actions, 1, 2) }
         if let descriptorThree { posix_spawn_file_actions_adddup2(&actions, descriptorThree, 3) }
         posix_spawn_file_actions_addclosefrom_np(&actions, descriptorThree == nil ? 3 : 4)
 

@@ -91,7 +91,9 @@ struct Run: ParsableCommand {
         let path = service.path
         if !noStart {
             do throws(ServiceStarter.Failure) {
-                try ServiceStarter(program: directory + "/sockswitchd", path: path).ensureRunning()
+                var starter = ServiceStarter(program: directory + "/sockswitchd", path: path)
+                starter.letsServiceComplain = !quiet
+                try starter.ensureRunning()
             } catch {
                 warn("no service, so \(name) runs on TCP: \(error)")
             }

@@ -32,12 +32,13 @@ struct ServiceOption: ParsableArguments {
 
     var path: String { service ?? ServiceStarter.pathInUse() }
 
-    /// Asks the service; ends the program with a message when there is none.
+    /// Asks the service; ends the program with a message when there is none (69), or when it does not answer us (77).
     func ask(_ command: String) throws -> [UInt8] {
         do {
             return try ServiceClient(path: path).ask(command)
         } catch let error as ServiceError {
             complain("\(error)")
+            if case .notPermitted = error { throw ExitCode(EX_NOPERM) }
             throw ExitCode(EX_UNAVAILABLE)
         }
     }

@@ -6,7 +6,7 @@ struct Status: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Say whether the service runs, and what it has done.",
         discussion: """
-            Ends with status 69 when no service answers.
+            Ends with status 69 when no service answers, with 77 when it answers root and its own user alone.
 
             EXAMPLES
               sockswitch status

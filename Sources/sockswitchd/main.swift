@@ -36,7 +36,7 @@ struct SockswitchDaemon: ParsableCommand {
     @Flag(help: "Return as soon as the service serves, and leave it running in the background.")
     var detach = false
 
-    @Option(name: .customLong("log-file"), help: ArgumentHelp("With --detach: where messages go.", valueName: "path"))
+    @Option(name: .customLong("log-file"), help: ArgumentHelp("With --detach: where messages go, once it serves.", valueName: "path"))
     var logFile = "/dev/null"
 
     @Option(name: .customLong("log-level"), help: "trace, debug, info, notice, warning, error or critical.")
@@ -60,12 +60,13 @@ struct SockswitchDaemon: ParsableCommand {
     }
 
     func run() throws {
-        if detach {
-            throw ExitCode(Detach.restart(CommandLine.arguments.filter { $0 != "--detach" }, log: logFile))
-        }
         LoggingSystem.bootstrap(StreamLogHandler.standardError)
         var log = Logger(label: "sockswitchd")
         log.logLevel = logLevel
+        if detach {
+            let arguments = CommandLine.arguments.filter { $0 != "--detach" }
+            throw ExitCode(Detach.restart(arguments, log: logFile) { log.error("\($0)") })
+        }
 
         var configuration = ServiceConfiguration()
         configuration.path = socket ?? ServicePath.standard()
@@ -86,6 +87,8 @@ struct SockswitchDaemon: ParsableCommand {
         let signals = try Signals()
         let service = try Service(configuration, log: log)
         service.listen(on: place.socket)
+        // In the background: from here on messages go to the log, as standard output does.
+        if readyDescriptor != nil { dup2(STDOUT_FILENO, STDERR_FILENO) }
         log.notice("serving", metadata: ["socket": "\(place.path)", "version": "\(Version.text)"])
         if let readyDescriptor {
             var byte: UInt8 = 1

@@ -752,6 +752,32 @@ class Daemon:
 
 
 class Services(ProcessCase):
+    def test_says_why_it_cannot_start(self):
+        """In the background, and behind `sockswitch run`, whose command runs on TCP then."""
+        for options, status, reason in (
+                (("--socket", "/proc/nowhere/service.sock"), 69, "/proc/nowhere"),
+                (("--log-file", os.path.join(self.directory, "missing", "log")), 73, "missing/log"),
+                (("--socket", "service.sock"), 69, "must be absolute")):
+            service = self.start([tool("sockswitchd"), "--detach", *options], False, name="sockswitchd")
+            service.wait(20, status)
+            self.assertIn(reason, service.errors)
+        if settings.plain:
+            return
+        true = self.start([tool("sockswitch"), "run", "--service", "/proc/nowhere/service.sock", "--", "true"], False, name="true")
+        true.wait(20)
+        self.assertIn("No such file", true.errors)
+        self.assertIn("runs on TCP", true.errors)
+
+    def test_messages_of_one_in_the_background(self):
+        """Before it serves to whoever started it, afterwards to the log; nobody's standard error is held."""
+        log = os.path.join(self.directory, "log")
+        starter = subprocess.run(
+            [tool("sockswitchd"), "--detach", "--ephemeral", "--log-file", log, "--log-level", "debug"], env=self.environment,
+            stderr=subprocess.PIPE, timeout=20, text=True)
+        self.assertEqual((starter.returncode, starter.stderr), (0, ""))
+        os.kill(self.service_pid(), signal.SIGTERM)
+        self.wait_until(lambda: "ended" in open(log).read(), "it says in its log that it has ended", 20)
+
     def test_a_new_one_finds_what_is_there(self):
         """The one that paired them was killed, switched off or not: `ps`, `off` and `on` are the next one's at once."""
         if settings.plain:
