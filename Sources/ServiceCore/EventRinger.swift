@@ -18,7 +18,7 @@ final class EventRinger {
 
     deinit { if context != 0 { _ = ss_syscall6(Int(SYS_io_destroy), Int(bitPattern: context), 0, 0, 0, 0, 0) } }
 
-    /// False: this kernel does not offer it, and an eventfd that would let a write wait is left alone (true) as far as one can see.
+    /// False: this kernel does not offer it, and the caller may write. (One that is full rings already: true.)
     func ring(_ event: Int32) -> Bool {
         guard context != 0, let file else { return !isWritable(event) }
         // struct iocb: operation 0 (IOCB_CMD_PREAD) at 16, descriptor at 20, flag 1 (IOCB_FLAG_RESFD) at 56, eventfd at 60.

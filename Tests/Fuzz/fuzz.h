@@ -106,6 +106,8 @@ struct outcome {
 // What an end looks like from outside: the part that a program can see without changing anything.
 struct view {
     int32_t open, events, queued, state;
+    // Of the kernel's connection, at the other end: segments on their way, and times that one was sent again in vain.
+    int32_t unacknowledged, retries;
 };
 
 struct end {
@@ -179,7 +181,6 @@ void perform(const struct step *, int world, int actor, struct outcome *);
 void take_view(int world, int end, int actor, struct view *);
 bool drain(int world, int end, int actor);
 uint64_t kernel_written(int fd);
-int kernel_state(int fd);
 void describe_room(int fd, char *text, size_t size);
 
 // oracle.c

@@ -32,6 +32,8 @@
 //  8. Without TCP_NODELAY what is sent may wait until what was sent before it has been acknowledged, up to 40 ms, and so may
 //     the reset that answers it: of several messages of one call the second one may meet it or not. So only one is sent to
 //     an end that has shut down both halves.
+//  9. What the kernel has dropped for want of memory it sends again, after up to seconds: while it tries, in either world,
+//     half a minute is given.
 #include "fuzz.h"
 #include <stdarg.h>
 
@@ -218,7 +220,9 @@ bool views_agree(int end, const struct view *native, const struct view *switched
     bool agree = native->open == switched->open && (native->events & ~open) == (switched->events & ~open)
         && (queueIsOpen || native->queued == switched->queued) && (isFlooded || merged(native->state) == merged(switched->state));
     if (!agree && isLast)
-        differ("after it, end %c looks otherwise. TCP: events 0x%x, FIONREAD %d, state %d; the switch: events 0x%x, FIONREAD %d, state %d",
-               "ab"[end], native->events, native->queued, native->state, switched->events, switched->queued, switched->state);
+        differ("after it, end %c looks otherwise. TCP: events 0x%x, FIONREAD %d, state %d; the switch: events 0x%x, FIONREAD %d, state %d "
+               "(to it %d segments on their way, %d times in vain)",
+               "ab"[end], native->events, native->queued, native->state, switched->events, switched->queued, switched->state,
+               switched->unacknowledged, switched->retries);
     return agree;
 }

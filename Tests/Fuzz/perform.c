@@ -122,11 +122,6 @@ uint64_t kernel_written(int fd) {
     calls[NATIVE].getsockopt(fd, IPPROTO_TCP, TCP_INFO, &counters, &length);
     return counters.sent - counters.retransmitted + counters.notSent;
 }
-int kernel_state(int fd) {
-    struct tcp_info info;
-    socklen_t length;
-    return tcp_info(fd, &info, &length) ? info.tcpi_state : -1;
-}
 
 /// Why the kernel has room to send, or has not.
 void describe_room(int fd, char *text, size_t size) {
@@ -486,7 +481,13 @@ void take_view(int world, int end, int actor, struct view *view) {
         view->events = entry.revents;
     }
     if (calls[world].ioctl(fd, FIONREAD, &view->queued) < 0) view->queued = -errno;
-    view->state = kernel_state(fd);
+    struct tcp_info info;
+    socklen_t length;
+    view->state = -1;
+    if (!tcp_info(fd, &info, &length)) return;
+    view->state = info.tcpi_state;
+    view->unacknowledged = (int32_t)info.tcpi_unacked;
+    view->retries = info.tcpi_retransmits + info.tcpi_probes;
 }
 
 // MARK: The rest

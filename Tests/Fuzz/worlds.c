@@ -192,7 +192,20 @@ static bool see(struct view views[WORLDS][ENDS]) {
             bool peerEnded = holder(w, 1 - e, 0) < 0 || shared->ends[w][1 - e].writeShut;
             if (isWhole && peerEnded && (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)) isSettled = false;
         }
+    for (int w = 0; w < WORLDS; w++) {
+        struct view first = views[w][0];
+        views[w][0].unacknowledged = views[w][1].unacknowledged, views[w][0].retries = views[w][1].retries;
+        views[w][1].unacknowledged = first.unacknowledged, views[w][1].retries = first.retries;
+    }
     return isSettled;
+}
+
+/// Whether the kernel sends something again, in any of the four sockets.
+static bool is_trying_again(struct view views[WORLDS][ENDS]) {
+    for (int w = 0; w < WORLDS; w++)
+        for (int e = 0; e < ENDS; e++)
+            if (views[w][e].retries > 0) return true;
+    return false;
 }
 
 static void settle(bool looks) {
@@ -206,7 +219,7 @@ static void settle(bool looks) {
         bool isSettled = see(views) || elapsed > 400000, agree = true;
         for (int e = 0; e < ENDS; e++) agree &= views_agree(e, &views[NATIVE][e], &views[SWITCHED][e], elapsed > 400000, false);
         if (isSettled && agree) return;
-        if (elapsed > 3000000) {
+        if (elapsed > 3000000 && (elapsed > 30000000 || !is_trying_again(views))) {
             for (int e = 0; e < ENDS; e++) views_agree(e, &views[NATIVE][e], &views[SWITCHED][e], true, true);
             return;
         }
