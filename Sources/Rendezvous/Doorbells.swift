@@ -12,6 +12,28 @@ package enum DoorbellKind {
 }
 
 package enum Doorbells {
+    #if !hasFeature(Embedded)
+    /// Two new ones, by the side that each wakes. 0, or -errno: there are none then.
+    package static func make(_ kind: UInt32, _ bells: inout (Int32, Int32)) -> Int {
+        if kind == DoorbellKind.socketPair {
+            let type = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+            return withUnsafeMutableBytes(of: &bells) {
+                ss_sys_socketpair(AF_UNIX, type, 0, $0.baseAddress!.assumingMemoryBound(to: Int32.self))
+            }
+        }
+        let flags = Int32(EFD_NONBLOCK) | Int32(EFD_CLOEXEC)
+        let one = ss_sys_eventfd(0, flags)
+        guard one >= 0 else { return one }
+        let other = ss_sys_eventfd(0, flags)
+        guard other >= 0 else {
+            _ = ss_sys_close(Int32(one))
+            return other
+        }
+        bells = (Int32(one), Int32(other))
+        return 0
+    }
+    #endif
+
     /// Makes `bell` readable; never waits. `other`: the other side's. 0, or -errno.
     @inline(__always)
     package static func ring(_ bell: Int32, _ other: Int32, _ kind: UInt32) -> Int {

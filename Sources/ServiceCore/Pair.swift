@@ -34,15 +34,9 @@ struct PairDoorbells {
     var kind: UInt32
 
     static func make(_ kind: UInt32) throws(SystemError) -> PairDoorbells {
-        if kind == DoorbellKind.socketPair {
-            var ends: [Int32] = [-1, -1]
-            let type = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
-            try SystemError.check(ss_sys_socketpair(AF_UNIX, type, 0, &ends), "socketpair")
-            return PairDoorbells(bells: ends.map { Descriptor($0) }, kind: kind)
-        }
-        let flags = Int32(EFD_NONBLOCK) | Int32(EFD_CLOEXEC)
-        return PairDoorbells(
-            bells: [try .checked(ss_sys_eventfd(0, flags), "eventfd"), try .checked(ss_sys_eventfd(0, flags), "eventfd")], kind: kind)
+        var bells: (Int32, Int32) = (-1, -1)
+        try SystemError.check(Doorbells.make(kind, &bells), kind == DoorbellKind.socketPair ? "socketpair" : "eventfd")
+        return PairDoorbells(bells: [Descriptor(bells.0), Descriptor(bells.1)], kind: kind)
     }
 
     func passed(to side: Int) -> [Descriptor] { [bells[side], bells[1 - side]] }

@@ -13,14 +13,10 @@ package func sharedMemoryProviderPairLocally(_ a: SOCKET, _ b: SOCKET, doorbells
     let segment = makeLocalSegment()
     guard segment >= 0 else { return -segment }
     var bells: (Int32, Int32) = (-1, -1)
-    if kind == DoorbellKind.socketPair {
-        withUnsafeMutableBytes(of: &bells) {
-            let ends = $0.baseAddress!.assumingMemoryBound(to: Int32.self)
-            _ = ss_sys_socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, ends)
-        }
-    } else {
-        bells.0 = Int32(ss_sys_eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK)))
-        bells.1 = Int32(ss_sys_eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK)))
+    let made = Doorbells.make(kind, &bells)
+    guard made == 0 else {
+        _ = ss_sys_close(segment)
+        return Int32(-made)
     }
     func duplicate(_ fd: Int32) -> Int32 { Int32(ss_sys_fcntl(fd, F_DUPFD_CLOEXEC, 0)) }
     let mask = lockProviders()

@@ -69,6 +69,15 @@ class Stream(Case):
             service.close()
         return sum(changes.values()), sum(companion.values())
 
+    def change_and_finish(self):
+        """Off and on until the client ends; the carriers did change, and companions did carry."""
+        if not settings.plain:
+            changes, companion = self.watch(True)
+            note(f"{changes} carrier changes seen")
+            self.assertGreater(changes, 10, "hardly any carrier change was seen")
+            self.assertGreater(companion, 0, "no bytes over companions were seen")
+        self.finish()
+
     def test_checked_on_companions(self):
         self.start_pair(**EAGER)
         if not settings.plain:
@@ -79,12 +88,7 @@ class Stream(Case):
 
     def test_carrier_changes(self):
         self.start_pair("--connections", "4", "--minimum-bytes", str(4 << 20), "--maximum-bytes", str(256 << 20), **EAGER)
-        if not settings.plain:
-            changes, companion = self.watch(True)
-            note(f"{changes} carrier changes seen")
-            self.assertGreater(changes, 10, "hardly any carrier change was seen")
-            self.assertGreater(companion, 0, "no bytes over companions were seen")
-        self.finish()
+        self.change_and_finish()
 
     def test_carrier_changes_between_users(self):
         """Ends of two users wake each other through sockets: neither can make the other wait for what both hold."""
@@ -92,12 +96,7 @@ class Stream(Case):
             self.skipTest("needs root")
         os.chmod(self.service_directory, 0o711)
         self.start_pair("--user", "65534", "--minimum-bytes", str(4 << 20), "--maximum-bytes", str(256 << 20), **EAGER)
-        if not settings.plain:
-            changes, companion = self.watch(True)
-            note(f"{changes} carrier changes seen")
-            self.assertGreater(changes, 10, "hardly any carrier change was seen")
-            self.assertGreater(companion, 0, "no bytes over companions were seen")
-        self.finish()
+        self.change_and_finish()
 
     def test_carrier_changes_request_and_answer(self):
         self.start_pair("--only", "lockstep", "--minimum-bytes", str(32 << 20), "--maximum-bytes", str(1 << 30), **EAGER)

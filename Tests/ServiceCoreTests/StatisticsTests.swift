@@ -102,18 +102,24 @@ import Testing
         #expect(now.sockets[0].reason == "none" && now.sockets[0].receiveCarrier == .companion)
     }
 
-    @Test("An own address that the library has not asked for is looked for, in that process and that connection only")
-    func unaskedAddress() throws {
-        let test = try ServiceUnderTest()
-        let client = try test.connectSwitched()
+    /// The acceptor's slot as the library leaves it: of its addresses the peer's alone is known.
+    private func acceptedSlot(_ client: TestClient, _ tcp: Connection) -> Slot {
         let arena = client.arena.arena
-        let tcp = try Connection()
         let slot = arena.slot(arena.allocateSlot(process: client.arena.process))
         slot.kind.store(Slot.Kind.accepted)
         var storage = [UInt8](repeating: 0, count: 28)
         var length = UInt32(28)
         #expect(ss_sys_getpeername(tcp.acceptor.raw, &storage, &length) == 0)
         slot.peerAddress.set(storage, length: Int(length))
+        return slot
+    }
+
+    @Test("An own address that the library has not asked for is looked for, in that process and that connection only")
+    func unaskedAddress() throws {
+        let test = try ServiceUnderTest()
+        let client = try test.connectSwitched()
+        let tcp = try Connection()
+        let slot = acceptedSlot(client, tcp)
         var local: String { test.service.socketReports()[0].local }
         #expect(local == "")
         slot.descriptorHint.store(UInt64(tcp.acceptor.raw + 1))
@@ -132,14 +138,8 @@ import Testing
     func changingDescriptor() async throws {
         let test = try ServiceUnderTest()
         let client = try test.connectSwitched()
-        let arena = client.arena.arena
         let tcp = try Connection()
-        let slot = arena.slot(arena.allocateSlot(process: client.arena.process))
-        slot.kind.store(Slot.Kind.accepted)
-        var storage = [UInt8](repeating: 0, count: 28)
-        var length = UInt32(28)
-        #expect(ss_sys_getpeername(tcp.acceptor.raw, &storage, &length) == 0)
-        slot.peerAddress.set(storage, length: Int(length))
+        let slot = acceptedSlot(client, tcp)
         let (acceptor, connector) = (tcp.acceptor.raw, tcp.connector.raw)
         let changing = dup(acceptor)
         try #require(changing >= 0)
