@@ -44,6 +44,8 @@ package struct FamilyArena {
     @inline(__always) var processHighWater: Word { Word(base, 200) }
     /// PID namespaces of the family's processes so far, without the first one's: see `ss_relatives`.
     @inline(__always) package var spaces: Word { Word(base, 208) }
+    /// Sockets that went back to TCP, or left an epoll set, while several processes held them, so far.
+    @inline(__always) package var handOversAmongRelatives: Word { Word(base, 216) }
     /// Bytes that sockets which are closed by now sent and received over companions, for statistics.
     @inline(__always) package var retiredSent: Word { Word(base, 256) }
     @inline(__always) package var retiredReceived: Word { Word(base, 264) }

@@ -463,6 +463,12 @@ class Passing(ProcessCase):
             self.run_options = options
             self.start_python("passed_set.py").wait(60)
 
+    def test_of_an_epoll_set_by_fork(self):
+        """Parent and child use one set: what one of them changes, the other finds."""
+        for options in ([], ["--upgrade", "eager"], ["--wait", "never"]):
+            self.run_options = options
+            self.start_python("forked_set.py").wait(60)
+
     def test_taken_with_pidfd_getfd(self):
         self.with_phases(lambda server, client: server.do("take_own") and None, phases=("plain", "moved", "unread"))
 

@@ -34,10 +34,15 @@ package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _
         root.set(entryIndex(container)).flags.setBits(EpollSet.Flags.unswitchable)
     }
     if entryKind(target) == DescriptorKind.socket {
-        if operation != ControlOperation.delete, entryKind(container) == DescriptorKind.epollSet,
-            root.set(entryIndex(container)).has(EpollSet.Flags.unswitchable), connectionRecord(entryIndex(target)).pointee.watchedAsDual
-        {
-            _ = switchHandOver(fd, .unsupportedOption)
+        if entryKind(container) == DescriptorKind.epollSet {
+            let record = root.set(entryIndex(container))
+            if changesForRelatives(record, entryIndex(target)) {
+                giveUpForRelatives(fd, entryIndex(target))
+            } else if operation != ControlOperation.delete, record.has(EpollSet.Flags.unswitchable),
+                connectionRecord(entryIndex(target)).pointee.watchedAsDual
+            {
+                _ = switchHandOver(fd, .unsupportedOption)
+            }
         }
         return SocketControl(root: root, set: set, fd: fd, socket: entryIndex(target)).perform(operation, event)
     }
@@ -88,7 +93,8 @@ struct SocketControl {
             }
             return result
         }
-        let index = find(record)
+        var index = find(record)
+        if index != 0, root.dropIfDeleted(index) { index = 0 }
         if let event, operation != ControlOperation.delete, ss_event_bits(event, 0) & Interest.exclusive != 0 {
             // The kernel's first question, before it looks for a registration.
             if operation == ControlOperation.modify || ss_event_bits(event, 0) & ~Interest.allowedWithExclusive != 0 {
@@ -128,11 +134,12 @@ struct SocketControl {
         }
         if connectionRecord(socket).pointee.watchedAsDual { return addDual(record, event) }
         let bits = ss_event_bits(event, 0)
-        if bits & Interest.oneShot == 0 || root.set(record).has(EpollSet.Flags.unswitchable) {
+        if bits & Interest.oneShot == 0 || !root.mayTag(socket, root.set(record)) {
             let result = ss_sys_epoll_ctl(set, ControlOperation.add, fd, event)
             if result == 0 {
                 if index != 0 {
                     // The descriptor was closed behind our back and belongs to another registration of the kernel now.
+                    root.registration(index).remove(Registration.State.tagged | Registration.State.disabled)
                     root.registration(index).events = bits
                     root.registration(index).data = ss_event_data(event, 0)
                 } else if !remember(record, event) {
@@ -251,7 +258,7 @@ struct SocketControl {
         let oldData = one.data
         let wasTagged = one.has(Registration.State.tagged)
         let container = root.set(Int(one.set))
-        let mayTag = !container.has(EpollSet.Flags.unswitchable)
+        let mayTag = root.mayTag(socket, container)
         if !wasTagged, bits & Interest.oneShot == 0 || !mayTag && !one.has(Registration.State.absent) {
             let result = ss_sys_epoll_ctl(set, ControlOperation.modify, fd, event)
             if result == 0 {
@@ -293,6 +300,7 @@ struct SocketControl {
         let result = absent ? 0 : ss_sys_epoll_ctl(set, ControlOperation.delete, fd, event)
         // ENOENT: another process that shares the set has deleted it.
         if result == 0 || result == -Int(ENOENT) {
+            if one.has(Registration.State.dual), changesForRelatives(root.set(Int(one.set)), socket) { root.tellRelatives() }
             root.removeDoorbell(index)
             root.drop(index)
         }

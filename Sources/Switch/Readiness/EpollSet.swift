@@ -29,6 +29,10 @@ struct EpollSet {
         static var holdsSets: UInt64 { 64 }
         /// Inherited, and this process has not waited in it yet.
         static var inherited: UInt64 { 32 }
+        /// It was there at a fork: a relative may have it, too. Never taken back.
+        static var forked: UInt64 { 128 }
+        /// A one-shot registration has fired since the last look at such.
+        static var fired: UInt64 { 256 }
     }
 
     @inline(__always) private func half(_ offset: Int) -> UnsafeMutablePointer<UInt32> {
@@ -68,6 +72,11 @@ struct EpollSet {
     @inline(__always) var kernelsTurn: Word { Word(base, 80) }
     /// When a thread last began to wait or to look, monotonic nanoseconds: a time that costs nothing.
     @inline(__always) var lastWait: Word { Word(base, 104) }
+    /// `ReadinessRoot.handOversAmongRelatives` when registrations were last looked for that a relative has handed over.
+    @inline(__always) var handOversSeen: UInt32 {
+        get { HalfWord(base, 92).loadRelaxed() }
+        nonmutating set { HalfWord(base, 92).store(newValue) }
+    }
     @inline(__always) var next: UInt32 { get { half(88).pointee } nonmutating set { half(88).pointee = newValue } }
 
     /// When the hot list was last looked at, a `SenderMark`.

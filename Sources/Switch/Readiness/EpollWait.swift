@@ -94,6 +94,7 @@ struct EpollWaiter {
         set.lastWait.storeRelaxed(now)
         var hasSpun = false
         while true {
+            if set.hasToFollow(root) { set.followAll(root) }
             // The kernel has its turn with room left for the hot sockets, so that neither side starves.
             let isDue = deadline == Deadline.now || now &- set.lastKernelPoll.loadRelaxed() >= kernelPollNanoseconds
             let share = isDue ? kernelShare() : 0
@@ -283,7 +284,7 @@ struct EpollWaiter {
         let budget = min(isCrowded ? min(allowed, UInt64(Crowd.pausesNanoseconds)) : allowed, Deadline.left(deadline, start))
         var yields = 0
         var now = start
-        while now &- start < budget {
+        while now &- start < budget, !set.hasToFollow(root) {
             let elapsed = now &- start
             if elapsed > 3_000, mask == nil { gate.close() }
             let yieldsNow = mustYield || elapsed >= UInt64(Crowd.pausesNanoseconds)
@@ -355,6 +356,7 @@ struct EpollWaiter {
         }
         let isOver = deadline != Deadline.never && now >= deadline
         count = sift(0, count)
+        if set.hasToFollow(root) { set.followAll(root) }
         noteKernelPoll(now, count)
         // What the rings have by now may have come behind something that the kernel has by now: it is the next look's.
         if !isOver, asksKernelLast { return count > 0 ? count : EpollWaiter.goOn }
@@ -373,6 +375,7 @@ struct EpollWaiter {
             if set.sleepers.load() != 0 || set.has(EpollSet.Flags.nested) { set.handOver(root) }
             if set.has(EpollSet.Flags.shared) { set.handOverToRelatives(root) }
         }
+        if set.has(EpollSet.Flags.fired) { set.handOverFired(root) }
         gate.open()
         return result
     }

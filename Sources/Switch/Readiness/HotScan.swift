@@ -258,6 +258,7 @@ extension EpollSet {
         hottest = index
         if one.isOneShot {
             one.insert(Registration.State.disabled)
+            if has(Flags.forked) { flags.setBits(Flags.fired) }
             makeCold(root, index)
         }
         return found

@@ -30,8 +30,9 @@ package func readinessWillUpgrade(_ socket: Int) -> Bool {
         if !one.has(Registration.State.dual), !root.makeDual(index, operation: ControlOperation.modify) {
             var made = UInt32(bitPattern: connection.pointee.firstRegistration)
             while made != 0 {
+                let next = root.registration(made).nextInSocket
                 root.makePlain(made)
-                made = root.registration(made).nextInSocket
+                made = next
             }
             return false
         }

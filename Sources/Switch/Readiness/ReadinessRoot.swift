@@ -36,6 +36,7 @@ struct ReadinessRoot {
 
     @inline(__always) private var poolLock: FamilyLock { FamilyLock(base, 64) }
     @inline(__always) private var freeRegistration: UInt32 { get { half(80).pointee } nonmutating set { half(80).pointee = newValue } }
+    var usedRegistrationCount: Int { Int(usedRegistrations) }
     @inline(__always) private var usedRegistrations: UInt32 { get { half(84).pointee } nonmutating set { half(84).pointee = newValue } }
 
     @inline(__always) private var setsLock: FamilyLock { FamilyLock(base, 128) }
@@ -197,9 +198,13 @@ struct ReadinessRoot {
         return one.isLive && one.set == UInt32(set)
     }
 
-    /// Sets that hold dual sockets are the kernel's sets of two processes now.
+    /// Every set is the kernel's set of two processes now; those that hold dual sockets have `flags`, too.
     func noteShared(_ flags: UInt64) {
-        for index in 1..<max(1, Int(usedSets)) where set(index).dualCount.load() != 0 { set(index).flags.setBits(flags) }
+        for index in 1..<max(1, Int(usedSets)) {
+            let one = set(index)
+            if !one.has(EpollSet.Flags.forked) { one.handOversSeen = ReadinessRoot.handOversAmongRelatives }
+            one.flags.setBits(EpollSet.Flags.forked | (one.dualCount.load() != 0 ? flags : 0))
+        }
     }
 
     /// In a forked child: locks that the parent's threads held are free, and nobody sleeps here.

@@ -160,10 +160,11 @@ struct Registration {
 /// doorbell (1), index (16).
 enum Tag {
     static var prefixMask: UInt64 { ~0 << 24 }
+    static var generationMask: UInt32 { 0x7F }
 
     @inline(__always)
     static func make(_ root: ReadinessRoot, _ index: UInt32, _ generation: UInt32, doorbell: Bool) -> UInt64 {
-        root.tagPrefix | UInt64(generation & 0x7F) << 17 | (doorbell ? 1 << 16 : 0) | UInt64(index & 0xFFFF)
+        root.tagPrefix | UInt64(generation & generationMask) << 17 | (doorbell ? 1 << 16 : 0) | UInt64(index & 0xFFFF)
     }
     @inline(__always) static func index(_ tag: UInt64) -> UInt32 { UInt32(tag & 0xFFFF) }
     @inline(__always) static func isDoorbell(_ tag: UInt64) -> Bool { tag & (1 << 16) != 0 }

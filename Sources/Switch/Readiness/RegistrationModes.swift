@@ -69,10 +69,15 @@ extension ReadinessRoot {
     private func restoreKernel(_ index: UInt32, through set: Int32) {
         let one = registration(index)
         let container = self.set(Int(one.set))
-        if one.isOneShot, !container.has(EpollSet.Flags.unswitchable) { one.insert(Registration.State.tagged) }
-        if one.has(Registration.State.disabled), container.has(EpollSet.Flags.shared), !container.has(EpollSet.Flags.nested) {
+        if one.isOneShot, mayTag(one.socket, container) { one.insert(Registration.State.tagged) }
+        if one.has(Registration.State.disabled), container.has(EpollSet.Flags.forked), !container.has(EpollSet.Flags.nested) {
             // A relative has the kernel's set, too, and may go on with this registration: it stays, edge-triggered and ours, and
-            // what it reports is nobody's until the program changes it.
+            // what it reports is nobody's until a program changes it. By the generation others see that it has fired.
+            one.insert(Registration.State.tagged)
+            one.generation = one.generation &+ 1
+            var event = epoll_event()
+            ss_event_set(&event, 0, one.kernelEvents, Tag.make(self, index, one.generation, doorbell: false))
+            _ = ss_sys_epoll_ctl(set, ControlOperation.modify, one.descriptor, &event)
             return
         }
         if one.has(Registration.State.disabled) {
@@ -85,6 +90,11 @@ extension ReadinessRoot {
         } else {
             _ = tellKernelPlainly(index, ControlOperation.modify, set)
         }
+    }
+
+    /// Whether the kernel may hold our tag for a plain registration.
+    func mayTag(_ socket: Int, _ container: EpollSet) -> Bool {
+        !container.has(EpollSet.Flags.unswitchable) && !changesForRelatives(container, socket)
     }
 
     /// A plain registration that we are about to forget goes on under the program's own data.
@@ -104,23 +114,24 @@ extension ReadinessRoot {
         drop(index)
     }
 
-    /// Back to the program's own registration.
+    /// Back to the program's own registration, or to what another process has made of it; if that has deleted it, it is dropped.
     func makePlain(_ index: UInt32) {
         let one = registration(index)
         if one.has(Registration.State.dormant) { return forgetDormant(index) }
         // The kernel's part of an orphan cannot be changed any more: it stays ours, and asks the kernel from now on.
         guard one.has(Registration.State.dual), !one.isOrphan else { return }
         let container = set(Int(one.set))
-        // So does what this process has inherited and not waited for yet: most likely it is the parent's alone, who may have
-        // changed it meanwhile.
-        if container.has(EpollSet.Flags.inherited), sessionOf(one.socket).slot.holders.load() > 1 { return }
         removeDoorbell(index)
         let outcome = container.lock.lock()
         container.makeCold(self, index)
         one.remove(Registration.State.dual | Registration.State.look | Registration.State.edge | Registration.State.starved)
-        restoreKernel(index, through: container.descriptor)
+        // (One that is silent is not in the kernel's set at all.)
+        if !container.has(EpollSet.Flags.forked) || one.kernelEvents == 0 || !follow(index) {
+            restoreKernel(index, through: container.descriptor)
+        }
         container.dualCount.subtract(1)
         if outcome == .acquired { container.lock.unlock() }
+        if one.has(Registration.State.dead) { drop(index) }
     }
 
     // MARK: The doorbell in the kernel's set
