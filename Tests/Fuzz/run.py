@@ -9,8 +9,8 @@
     --differences N     stop after so many (1)
     --shrink N          seconds that shrinking a difference may take (60)
     --no-splice, --no-bad-pointers, --no-exact-restarts
-                        without these; --urgent: with urgent data, --shared-epoll: sets in several processes (neither is
-                        clean yet); --stacks: gdb says where a hanging process is
+                        without these; --urgent: urgent data in every sequence, not in one of eight; --shared-epoll: sets
+                        in several processes (not clean yet); --stacks: gdb says where a hanging process is
 """
 import argparse
 import os
