@@ -92,6 +92,8 @@ func trackedReceiveMessages(
         done &+= 1
         if flags & waitForOne != 0 { flagsNow |= Int32(MSG_DONTWAIT) }
         if let timeout, !takeElapsed(from: timeout, since: start) { break }
+        // The urgent byte is returned right away, and one that is only looked at would be found again.
+        if flags & Int32(MSG_OOB) != 0 { break }
     }
     return Int32(truncatingIfNeeded: done)
 }

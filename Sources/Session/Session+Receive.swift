@@ -83,6 +83,8 @@ extension Session {
     /// A receive into no room waits for data, too, and leaves them. The kernel looks at nothing after its first sleep: a
     /// signal and a time-out end it with 0.
     private func receiveNothing(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
+        // At an urgent mark there is the urgent byte, which a look at one byte leaves out.
+        if isReadUpToTCP, isAtMark(fd) { return ss_sys_recvmsg(fd, message, flags) }
         var byte: UInt8 = 0
         var result = receiveOneBuffer(fd, &byte, 1, (flags | Int32(MSG_PEEK)) & ~Int32(MSG_WAITALL))
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)

@@ -73,7 +73,7 @@ static void print_program(void) {
 }
 
 static void print_command(const char *self) {
-    printf("   repeat: %s --seed %llu --only ", self, (unsigned long long)shared->plan.seed);
+    printf("   repeat: %s%s --seed %llu --only ", self, options.urgent ? " --urgent" : "", (unsigned long long)shared->plan.seed);
     bool first = true;
     for (int i = 0; i < shared->plan.count; i++)
         if (shared->enabled[i]) printf("%s%d", first ? "" : ",", i), first = false;

@@ -108,12 +108,20 @@ struct view {
     int32_t open, events, queued, state;
     // Of the kernel's connection, at the other end: segments on their way, and times that one was sent again in vain.
     int32_t unacknowledged, retries;
+    // Bytes that the kernel has been given here, and that have not been acknowledged.
+    int32_t held;
 };
+
+#define NO_MARK UINT64_MAX
 
 struct end {
     // Descriptors by process and alias; -1: none.
     int descriptor[MAXIMUM_ACTORS][MAXIMUM_ALIASES];
     uint64_t sent, received;
+    // Where the last urgent byte that was sent to this end stands; `NO_MARK`: none was. It was the first one, and nothing was
+    // sent with it; urgent bytes are ordinary ones here, before which a receive ends (SO_OOBINLINE).
+    uint64_t mark;
+    bool isMarkFirst, isInline;
     bool writeShut, readShut, over;
     // A send took less than it was given, and no edge has told of room since; much was under way since the last edge; the
     // registration (the step that made it) has told of room.
@@ -133,7 +141,7 @@ struct end {
 
 struct plan {
     uint64_t seed;
-    bool twoProcesses, moveFirst, noDelay, inet6;
+    bool twoProcesses, moveFirst, noDelay, inet6, isUrgent;
     int count;
     struct step steps[MAXIMUM_STEPS];
 };
@@ -171,6 +179,7 @@ extern struct options options;
 
 // steps.c
 void make_plan(struct plan *, uint64_t seed);
+bool takes_flags(int operation);
 void describe(const struct step *, char *text, size_t size);
 const char *operation_name(int operation);
 
@@ -185,6 +194,8 @@ void describe_room(int fd, char *text, size_t size);
 
 // oracle.c
 uint64_t under_way(int world, int sender);
+uint64_t until_mark(int world, int sender);
+uint64_t begin_of_receive(const struct end *, uint64_t position, size_t size);
 bool compare_outcomes(const struct step *, const struct outcome *native, const struct outcome *switched);
 bool views_agree(int end, const struct view *native, const struct view *switched, bool isLate, bool isLast);
 void differ(const char *format, ...) __attribute__((format(printf, 1, 2)));

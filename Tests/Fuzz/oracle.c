@@ -34,11 +34,27 @@
 //     an end that has shut down both halves.
 //  9. What the kernel has dropped for want of memory it sends again, after up to seconds: while it tries, in either world,
 //     half a minute is given.
+// 10. Where the urgent byte stands is TCP's to determine while it takes all of a call at once, so urgent data are sent below
+//     `limit` only. A second one makes the first an ordinary byte again, or drops it if everything before it has been read: to
+//     TCP it has, when all of that is in the ring. So the second one waits until the first has been reached.
 #include "fuzz.h"
 #include <stdarg.h>
 
 uint64_t under_way(int world, int sender) {
     return shared->ends[world][sender].sent - shared->ends[world][1 - sender].received;
+}
+
+/// Of what is under way, what FIONREAD tells of: it sees nothing behind an urgent mark, nor a mark itself.
+uint64_t until_mark(int world, int sender) {
+    struct end *reader = &shared->ends[world][1 - sender];
+    bool isHidden = reader->mark >= reader->received && reader->mark != NO_MARK && !reader->isInline;
+    return isHidden ? reader->mark - reader->received : under_way(world, sender);
+}
+
+/// Where a receive of `size` bytes begins that finds itself at `position`: at the mark it leaves the urgent byte out, which is
+/// gone then, whether or not anything comes behind it.
+uint64_t begin_of_receive(const struct end *end, uint64_t position, size_t size) {
+    return position == end->mark && size > 0 && !end->isInline ? position + 1 : position;
 }
 
 void differ(const char *format, ...) {
@@ -215,8 +231,8 @@ bool views_agree(int end, const struct view *native, const struct view *switched
     bool isFlooded = under_way(NATIVE, 1 - end) > shared->ends[NATIVE][end].limit, queueIsOpen = isFlooded;
     if (isLate && shared->toggled && switched->queued > 0 && switched->queued < native->queued) queueIsOpen = true;
     // Of what was dropped for want of memory TCP sends some again after seconds only.
-    if (isLate && native->open && native->queued >= 0 && (uint64_t)native->queued < under_way(NATIVE, 1 - end)
-        && native->queued < switched->queued && (uint64_t)switched->queued <= under_way(SWITCHED, 1 - end))
+    if (isLate && native->open && native->queued >= 0 && (uint64_t)native->queued < until_mark(NATIVE, 1 - end)
+        && native->queued < switched->queued && (uint64_t)switched->queued <= until_mark(SWITCHED, 1 - end))
         queueIsOpen = shared->ends[NATIVE][end].lags = true;
     int open = (int)open_events(end);
     bool agree = native->open == switched->open && (native->events & ~open) == (switched->events & ~open)

@@ -155,8 +155,17 @@ static void split(struct iovec *pieces, int count, char *start, size_t size, uin
     }
 }
 
+/// The last of `count` bytes that were sent with MSG_OOB is urgent. The former one is an ordinary byte again, unless all before
+/// it has been read.
+static void set_mark(struct end *reader, uint64_t start, uint64_t count) {
+    if (count == 0) return;
+    reader->received = begin_of_receive(reader, reader->received, 1);
+    reader->isMarkFirst = reader->mark == NO_MARK && count == 1;
+    reader->mark = start + count - 1;
+}
+
 static void send_step(const struct step *step, int world, int fd, struct outcome *out) {
-    struct end *end = &shared->ends[world][step->end];
+    struct end *end = &shared->ends[world][step->end], *peer = &shared->ends[world][1 - step->end];
     const struct calls *call = &calls[world];
     size_t size = step->size, count = 1;
     if (step->operation == SENDMMSG) {
@@ -203,6 +212,7 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
         out->value = call->sendmmsg(fd, list, (unsigned)count, step->flags);
         moved = 0;
         for (int i = 0; i < out->value; i++) {
+            if (step->flags & MSG_OOB) set_mark(peer, end->sent + (uint64_t)moved, list[i].msg_len);
             moved += list[i].msg_len;
             if (!out->isAmountFree && i < EXTRAS) out->extra[out->extras++] = (int32_t)list[i].msg_len;
         }
@@ -247,11 +257,12 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
     int held = 0;
     if (out->error) out->unacknowledged = calls[NATIVE].ioctl(fd, TIOCOUTQ, &held) == 0 && held > 0;
     if (moved > 0) {
+        if (step->flags & MSG_OOB && step->operation != SENDMMSG) set_mark(peer, end->sent, (uint64_t)moved);
         end->sent += (uint64_t)moved;
         out->moved = (uint64_t)moved;
         out->carried = true;
         out->onCompanion = kernel_written(fd) == before;
-        if (under_way(world, step->end) > end->limit) end->crowded = end->widens = shared->ends[world][1 - step->end].flooded = true;
+        if (under_way(world, step->end) > end->limit) end->crowded = end->widens = peer->flooded = true;
     }
 }
 
@@ -275,6 +286,8 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
     out->isAmountFree = queued > end->limit || end->lags || (step->operation == SPLICE_OUT && total > 1);
     if (step->memory == HALF && total > 1) out->isAmountFree = true;
     char *to = memory_for(step, total);
+    // Where the bytes stand that this call is to get, and where the next one will find itself.
+    uint64_t from = flags & MSG_OOB ? end->mark : begin_of_receive(end, end->received, size), after = end->received;
     memset(buffer, untouched, total + SLACK);
     if (step->memory == HALF) memset(to, untouched, accessible(step, size));
     struct iovec pieces[64];
@@ -340,7 +353,7 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
         out->value = call->recvmmsg(fd, list, (unsigned)count, flags, NULL);
         for (int i = 0; i < out->value; i++) {
             // Any of them may be short: bytes arrive, and carriers change, between two. Each one that only looks sees the same.
-            uint64_t from = end->received + (flags & MSG_PEEK ? 0 : (uint64_t)moved);
+            if (!(flags & (MSG_PEEK | MSG_OOB))) from = begin_of_receive(end, after, size), after = from + list[i].msg_len;
             if (!(flags & MSG_TRUNC) && !matches(to + (size_t)i * size, sender, from, list[i].msg_len)) out->wrongBytes = true;
             moved += list[i].msg_len;
             if (!out->isAmountFree && out->extras + 1 < EXTRAS) {
@@ -357,18 +370,22 @@ static void receive_step(const struct step *step, int world, int fd, struct outc
     stop_ticking();
     out->waited = step->restarts && out->error == EINTR && interruptions >= (options.noExactRestarts ? 2 : 3);
     out->signals = pipes;
+    bool keeps = flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE);
+    if (step->operation != RECVMMSG) after = from + (uint64_t)(moved > 0 ? moved : 0);
+    // The one that found nothing; but an error that waited recvmmsg takes before it looks.
+    else if (out->value < (int64_t)count && out->error != ECONNRESET && out->error != EPIPE) after = begin_of_receive(end, after, size);
+    if (!keeps) end->received = after;
     if (moved > 0) {
-        bool discards = flags & MSG_TRUNC, keeps = flags & MSG_PEEK;
+        bool discards = flags & MSG_TRUNC;
         out->moved = (uint64_t)moved;
         out->carried = !keeps;
         if ((uint64_t)moved > accessible(step, total) && !discards) out->wrongBytes = true;
         else if (discards) out->wrongBytes |= !is_untouched(buffer, total);
-        else if (step->operation != RECVMMSG) out->wrongBytes |= !matches(to, sender, end->received, (size_t)moved);
+        else if (step->operation != RECVMMSG) out->wrongBytes |= !matches(to, sender, from, (size_t)moved);
         if (!discards && step->memory == GOOD && step->operation != RECVMMSG)
             out->wrongBytes |= !is_untouched(buffer + moved, total + SLACK - (size_t)moved);
         if (out->wrongBytes && !discards && to && (uint64_t)moved <= accessible(step, total))
-            explain((unsigned char *)to, sender, end->received, (size_t)moved);
-        if (!keeps) end->received += (uint64_t)moved;
+            explain((unsigned char *)to, sender, from, (size_t)moved);
     } else if (step->memory == GOOD) {
         out->wrongBytes |= !is_untouched(buffer, total + SLACK);
     }
@@ -384,6 +401,7 @@ bool drain(int world, int endIndex, int actor) {
     while (under_way(world, 1 - endIndex) > 0) {
         shared->lastSign = now_us();
         ssize_t count = calls[world].recv(fd, buffer, BUFFER_BYTES, MSG_DONTWAIT);
+        end->received = begin_of_receive(end, end->received, 1);
         if (count > 0) {
             if (!matches(buffer, 1 - endIndex, end->received, (size_t)count)) return false;
             end->received += (uint64_t)count;
@@ -483,6 +501,7 @@ void take_view(int world, int end, int actor, struct view *view) {
     if (calls[world].ioctl(fd, FIONREAD, &view->queued) < 0) view->queued = -errno;
     struct tcp_info info;
     socklen_t length;
+    if (calls[NATIVE].ioctl(fd, TIOCOUTQ, &view->held) < 0) view->held = 0;
     view->state = -1;
     if (!tcp_info(fd, &info, &length)) return;
     view->state = info.tcpi_state;
@@ -543,6 +562,7 @@ static const struct { int level, name, low, high; } settable[] = {
     {IPPROTO_TCP, TCP_WINDOW_CLAMP, 60000, 100000}, {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 100000, 200000},
     {IPPROTO_TCP, TCP_FASTOPEN, 0, 1}, {IPPROTO_TCP, 9999, 0, 1}, {IPPROTO_IP, IP_TOS, 0, 16}, {IPPROTO_IP, IP_TTL, 1, 64},
     {77, 77, 0, 1},
+    {SOL_SOCKET, SO_OOBINLINE, 0, 1},  // with urgent data only
 };
 static const struct { int level, name; } gettable[] = {
     {SOL_SOCKET, SO_TYPE}, {SOL_SOCKET, SO_PROTOCOL}, {SOL_SOCKET, SO_DOMAIN}, {SOL_SOCKET, SO_ERROR}, {SOL_SOCKET, SO_KEEPALIVE},
@@ -558,7 +578,7 @@ static void option_step(const struct step *step, int world, int fd, struct outco
     union { int number; struct timeval time; struct linger linger; char bytes[64]; } value = {0};
     errno = 0;
     if (step->operation == SETSOCKOPT) {
-        size_t which = a % (sizeof settable / sizeof *settable);
+        size_t which = a % (sizeof settable / sizeof *settable - !shared->plan.isUrgent);
         int level = settable[which].level, name = settable[which].name;
         int number = settable[which].low + (int)(b % (uint32_t)(settable[which].high - settable[which].low + 1));
         socklen_t length = sizeof(int);
@@ -576,7 +596,8 @@ static void option_step(const struct step *step, int world, int fd, struct outco
         // From now on TCP may take and hold less than a ring.
         bool isBuffer = (level == SOL_SOCKET && (name == SO_RCVBUF || name == SO_SNDBUF))
             || (level == IPPROTO_TCP && (name == TCP_WINDOW_CLAMP || name == TCP_NOTSENT_LOWAT || name == TCP_MAXSEG));
-        bool needsTCP = level == SOL_SOCKET && (name == SO_RCVLOWAT || name == SO_PEEK_OFF);
+        bool needsTCP = level == SOL_SOCKET && (name == SO_RCVLOWAT || name == SO_PEEK_OFF || name == SO_OOBINLINE);
+        if (name == SO_OOBINLINE && level == SOL_SOCKET && out->value == 0) shared->ends[world][step->end].isInline = number;
         if (needsTCP) shared->toggled = true;
         if ((level == SOL_SOCKET && (name == SO_RCVLOWAT || name == SO_SNDBUF)) || (level == IPPROTO_TCP && name == TCP_NOTSENT_LOWAT))
             shared->ends[world][step->end].retold = true;

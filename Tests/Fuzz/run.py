@@ -9,9 +9,9 @@
     --differences N     stop after so many (1)
     --shrink N          seconds that shrinking a difference may take (60)
     --no-splice, --no-bad-pointers, --no-exact-restarts
-                        without these; --urgent: with urgent data (not clean yet), --shared-epoll: sets that several processes
-                        change (clean but for bytes that lie unread in a ring whose sender cannot send them again);
-                        --stacks: gdb says where a hanging process is
+                        without these; --urgent: urgent data in every sequence, not in one of eight; --shared-epoll: sets that
+                        several processes change (clean but for bytes that lie unread in a ring whose sender cannot send them
+                        again); --stacks: gdb says where a hanging process is
 """
 import argparse
 import os

@@ -48,7 +48,6 @@ static int send_flags(void) {
     if (chance(30)) flags |= MSG_NOSIGNAL;
     if (chance(4)) flags |= MSG_MORE;
     if (chance(3)) flags |= PICK(MSG_EOR, MSG_CONFIRM, MSG_DONTROUTE);
-    if (options.urgent && chance(4)) flags |= MSG_OOB;
     return flags;
 }
 
@@ -59,8 +58,12 @@ static int receive_flags(void) {
     if (chance(10)) flags |= MSG_TRUNC;
     if (chance(12)) flags |= MSG_WAITALL;
     if (chance(3)) flags |= PICK(MSG_NOSIGNAL, MSG_CMSG_CLOEXEC, MSG_ERRQUEUE);
-    if (options.urgent && chance(6)) flags |= MSG_OOB;
     return flags;
+}
+
+bool takes_flags(int operation) {
+    return operation != READ && operation != WRITE && operation != READV && operation != WRITEV && operation != SENDFILE
+        && operation != SPLICE_IN && operation != SPLICE_OUT && operation <= RECVMMSG;
 }
 
 static struct step any_step(const bool *enabled) {
@@ -96,6 +99,24 @@ static struct step any_step(const bool *enabled) {
     return step;
 }
 
+/// Urgent data come in bursts, so that marks meet: some calls that one end sends or the other receives with, half of them urgent.
+static struct { uint32_t left; uint8_t sender; } burst;
+static void make_urgent(struct step *step) {
+    bool sends = step->operation <= SENDFILE, begins = burst.left == 0;
+    if (!takes_flags(step->operation) || (begins && !chance(sends ? 10 : 2))) return;
+    if (!begins) {
+        burst.left--;
+        step->end = sends ? burst.sender : 1 - burst.sender;
+        if (chance(50)) return;
+    } else if (sends) {
+        burst.left = below(12);
+        burst.sender = step->end;
+    }
+    step->flags |= MSG_OOB;
+    // More than TCP takes at once would be left out (oracle.c, 10).
+    if (sends) step->size = 1 + below(chance(50) ? 1 : 2000);
+}
+
 void make_plan(struct plan *plan, uint64_t seed) {
     memset(plan, 0, sizeof *plan);
     plan->seed = seed;
@@ -104,6 +125,8 @@ void make_plan(struct plan *plan, uint64_t seed) {
     plan->moveFirst = chance(85);
     plan->noDelay = chance(90);
     plan->inet6 = chance(20);
+    // With it a direction stays on TCP: in some of them only.
+    plan->isUrgent = options.urgent || seed % 8 == 5;
     // Not every sequence uses everything: what is left out lets the rest come further.
     bool enabled[OPERATIONS];
     for (int i = 0; i < OPERATIONS; i++) enabled[i] = chance(60);
@@ -112,7 +135,11 @@ void make_plan(struct plan *plan, uint64_t seed) {
     if (options.noSplices || !chance(15)) enabled[SPLICE_IN] = enabled[SPLICE_OUT] = false;
     if (chance(50)) enabled[SHUTDOWN] = enabled[CLOSE] = enabled[LINGER_CLOSE] = false;
     plan->count = (int)(chance(70) ? 5 + below(60) : 60 + below(MAXIMUM_STEPS - 60));
-    for (int i = 0; i < plan->count; i++) plan->steps[i] = any_step(enabled);
+    burst.left = 0;
+    for (int i = 0; i < plan->count; i++) {
+        plan->steps[i] = any_step(enabled);
+        if (plan->isUrgent) make_urgent(&plan->steps[i]);
+    }
 }
 
 static void flag_names(int flags, char *text, size_t size) {

@@ -184,14 +184,18 @@ static bool see(struct view views[WORLDS][ENDS]) {
             tell(actor, &(struct command){.kind = VIEW, .world = w, .end = e});
             views[w][e] = shared->view;
             if (w != NATIVE) continue;
-            uint64_t coming = under_way(w, 1 - e);
-            bool isWhole = coming <= shared->ends[w][e].limit;
+            uint64_t coming = until_mark(w, 1 - e);
+            bool isWhole = under_way(w, 1 - e) <= shared->ends[w][e].limit;
             int state = shared->view.state;
             if (isWhole && (uint64_t)shared->view.queued != coming && state != TCP_CLOSE) isSettled = false;
             if (coming > 0 && shared->view.queued == 0 && state != TCP_CLOSE) isSettled = false;
             bool peerEnded = holder(w, 1 - e, 0) < 0 || shared->ends[w][1 - e].writeShut;
             if (isWhole && peerEnded && (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)) isSettled = false;
         }
+    // What comes behind an urgent mark has come when it has been acknowledged.
+    for (int w = 0; w < WORLDS; w++)
+        for (int e = 0; e < ENDS; e++)
+            if (until_mark(w, e) < under_way(w, e) && under_way(w, e) <= shared->ends[w][e].limit && views[w][e].held > 0) isSettled = false;
     for (int w = 0; w < WORLDS; w++) {
         struct view first = views[w][0];
         views[w][0].unacknowledged = views[w][1].unacknowledged, views[w][0].retries = views[w][1].retries;
@@ -256,15 +260,30 @@ static bool level(int sender) {
 static bool would_block(const struct step *step) {
     int actor = holder(NATIVE, step->end, step->actor);
     if (actor < 0 || step->operation > RECVMMSG || step->operation == RECVMMSG) return false;
-    bool hasFlags = step->operation != READ && step->operation != WRITE && step->operation != READV && step->operation != WRITEV
-        && step->operation != SENDFILE && step->operation != SPLICE_IN && step->operation != SPLICE_OUT;
+    bool hasFlags = takes_flags(step->operation);
     if (hasFlags && step->flags & MSG_DONTWAIT) return false;
     if (step->operation <= SENDFILE) {
         uint64_t size = (uint64_t)step->size * (step->operation == SENDMMSG ? step->pieces : 1);
         return under_way(NATIVE, step->end) + size > shared->ends[NATIVE][step->end].limit;
     }
-    uint64_t coming = under_way(NATIVE, 1 - step->end);
+    // Who wants the urgent byte never waits.
+    if (step->flags & MSG_OOB) return false;
+    uint64_t coming = until_mark(NATIVE, 1 - step->end);
     return coming == 0 || (hasFlags && step->flags & MSG_WAITALL && coming < step->size);
+}
+
+/// Whether TCP leaves something open that an urgent mark is about (oracle.c, 10), or the switch's own way of doing it does.
+static bool is_open_at_mark(const struct step *step) {
+    struct end *end = &shared->ends[NATIVE][step->end], *peer = &shared->ends[NATIVE][1 - step->end];
+    // There it gets nothing, and the copying in its place would.
+    if (step->operation == SPLICE_OUT) return end->mark == end->received;
+    if (step->operation > SENDFILE || !(step->flags & MSG_OOB)) return false;
+    uint64_t size = (uint64_t)step->size * (step->operation == SENDMMSG ? step->pieces : 1);
+    if (end->limit < 1000 || under_way(NATIVE, step->end) + size > end->limit) return true;
+    if (shared->ends[SWITCHED][step->end].widens && under_way(SWITCHED, step->end) > 0) return true;
+    // A call with several messages is a second one, too.
+    if (peer->mark == NO_MARK) return step->operation == SENDMMSG && step->size == 1;
+    return peer->isMarkFirst && peer->mark > peer->received;
 }
 
 /// After EAGAIN where TCP had room: room comes without a reader, as it is there on TCP.
@@ -317,7 +336,7 @@ static bool take(const struct step *step, int index) {
         settle(step->looks);
         return !shared->differs;
     }
-    if (!step->waits && would_block(step)) return true;
+    if (is_open_at_mark(step) || (!step->waits && would_block(step))) return true;
     if (step->operation == SHUTDOWN || step->operation == CLOSE || step->operation == LINGER_CLOSE) {
         // What is under way above the limit would hold the end back.
         if (under_way(NATIVE, step->end) > shared->ends[NATIVE][step->end].limit) return true;
@@ -400,6 +419,7 @@ void run_plan(void) {
         for (int e = 0; e < ENDS; e++) {
             memset(shared->ends[w][e].descriptor, -1, sizeof shared->ends[w][e].descriptor);
             shared->ends[w][e].limit = 16384;
+            shared->ends[w][e].mark = NO_MARK;
         }
     for (int i = 0; i < MAXIMUM_ACTORS; i++)
         if (socketpair(AF_UNIX, SOCK_STREAM, 0, control[i]) < 0) fail("socketpair");

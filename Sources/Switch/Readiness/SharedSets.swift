@@ -111,10 +111,13 @@ extension ReadinessRoot {
     @discardableResult
     func dropIfDeleted(_ index: UInt32) -> Bool {
         let one = registration(index)
-        guard one.isLive, one.has(Registration.State.dual), one.kernelEvents != 0, !one.isOrphan,
-            changesForRelatives(set(Int(one.set)), one.socket),
-            case .absent = KernelRegistration.find(one.descriptor, in: set(Int(one.set)).descriptor, preferring: 0)
-        else { return false }
+        guard one.isLive, one.has(Registration.State.dual), !one.isOrphan else { return false }
+        let container = set(Int(one.set))
+        guard changesForRelatives(container, one.socket) else { return false }
+        let outcome = container.lock.lock()
+        let isSilent = one.kernelEvents == 0
+        if outcome == .acquired { container.lock.unlock() }
+        guard !isSilent, case .absent = KernelRegistration.find(one.descriptor, in: container.descriptor, preferring: 0) else { return false }
         removeDoorbell(index)
         drop(index)
         return true

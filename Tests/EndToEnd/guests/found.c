@@ -364,6 +364,10 @@ static void up_to_a_mark(void) {
         if (flags[i] & MSG_PEEK) SHOW(recv(e.server, bytes, 100, 0));
         SHOW(ioctl(e.server, SIOCATMARK, &mark));
         SHOW(mark);
+        // It is one message of several, though it could be looked at several times.
+        struct iovec piece = {bytes, 1};
+        struct mmsghdr messages[2] = {{{.msg_iov = &piece, .msg_iovlen = 1}, 0}, {{.msg_iov = &piece, .msg_iovlen = 1}, 0}};
+        SHOW(recvmmsg(e.server, messages, 2, MSG_OOB | MSG_PEEK, NULL));
         SHOW(recv(e.server, bytes, 1, MSG_OOB));
         SHOW(bytes[0]);
         SHOW(recv(e.server, bytes, 100, 0));
