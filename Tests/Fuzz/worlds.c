@@ -192,10 +192,13 @@ static bool see(struct view views[WORLDS][ENDS]) {
             bool peerEnded = holder(w, 1 - e, 0) < 0 || shared->ends[w][1 - e].writeShut;
             if (isWhole && peerEnded && (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)) isSettled = false;
         }
-    // What comes behind an urgent mark has come when it has been acknowledged.
+    // What comes behind an urgent mark (if it is much, the first of it) has come when it has been acknowledged.
     for (int w = 0; w < WORLDS; w++)
-        for (int e = 0; e < ENDS; e++)
-            if (until_mark(w, e) < under_way(w, e) && under_way(w, e) <= shared->ends[w][e].limit && views[w][e].held > 0) isSettled = false;
+        for (int e = 0; e < ENDS; e++) {
+            uint64_t hidden = under_way(w, e) - until_mark(w, e), held = (uint64_t)views[w][e].held;
+            bool isWhole = under_way(w, e) <= shared->ends[w][e].limit;
+            if (hidden > 0 && held > 0 && (isWhole || held >= hidden - 1)) isSettled = false;
+        }
     for (int w = 0; w < WORLDS; w++) {
         struct view first = views[w][0];
         views[w][0].unacknowledged = views[w][1].unacknowledged, views[w][0].retries = views[w][1].retries;
@@ -281,9 +284,9 @@ static bool is_open_at_mark(const struct step *step) {
     uint64_t size = (uint64_t)step->size * (step->operation == SENDMMSG ? step->pieces : 1);
     if (end->limit < 1000 || under_way(NATIVE, step->end) + size > end->limit) return true;
     if (shared->ends[SWITCHED][step->end].widens && under_way(SWITCHED, step->end) > 0) return true;
-    // A call with several messages is a second one, too.
-    if (peer->mark == NO_MARK) return step->operation == SENDMMSG && step->size == 1;
-    return peer->isMarkFirst && peer->mark > peer->received;
+    // Of several urgent bytes in a row it depends on the segments which are dropped.
+    if (step->operation == SENDMMSG && step->size == 1) return true;
+    return peer->mark != NO_MARK && peer->isMarkFirst && peer->mark > peer->received;
 }
 
 /// After EAGAIN where TCP had room: room comes without a reader, as it is there on TCP.
