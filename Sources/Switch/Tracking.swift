@@ -261,10 +261,12 @@ func endRetiredListener(_ index: Int) {
     FamilyArena(memory).release(index, process: Int(privateState.pointee.process))
 }
 
-/// Whether the kernel's close would reset the connection: bytes are unread, or SO_LINGER says so.
+/// Whether the kernel's close would reset the connection: bytes are unread (the urgent one, too, which is none of FIONREAD's), or
+/// SO_LINGER says so.
 private func closeResets(_ fd: Int32) -> Bool {
     var queued: Int32 = 0
     if ss_sys_ioctl(fd, ss_fionread, &queued) == 0, queued > 0 { return true }
+    if ss_sys_ioctl(fd, Session.atMarkRequest, &queued) == 0, queued != 0 { return true }
     var value = linger()
     var length = UInt32(MemoryLayout<linger>.size)
     return ss_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &value, &length) == 0 && value.l_onoff != 0 && value.l_linger == 0

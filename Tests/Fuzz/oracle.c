@@ -157,8 +157,8 @@ static bool compare_edges(const struct step *step, const struct outcome *native,
         uint32_t registration = (uint32_t)native->extra[i] >> 24;
         bool isEdge = shared->plan.steps[registration].a & EDGE_BIT;
         int32_t mayMiss = open | (isEdge && hasRoom && (wasCrowded || ours->toldRoom[registration]) ? ROOM : 0);
-        // With an edge of room comes what is there to read, though it has been told.
-        if (isEdge && native->extra[i] & ROOM & mayMiss && came > 0 && told[registration] == came) mayMiss |= DATA;
+        // With an edge of room comes what is there to read, though it has been told, and that something is urgent.
+        if (isEdge && native->extra[i] & ROOM & mayMiss) mayMiss |= EPOLLPRI | (came > 0 && told[registration] == came ? DATA : 0);
         if (isEdge && mine->retold) continue;
         // When TCP sends what waited for room in the window is its own affair, and with that edge comes everything else.
         if (isEdge && wasFlooded && native->extra[i] & DATA) continue;

@@ -286,7 +286,7 @@ static bool is_open_at_mark(const struct step *step) {
     if (shared->ends[SWITCHED][step->end].widens && under_way(SWITCHED, step->end) > 0) return true;
     // Of several urgent bytes in a row it depends on the segments which are dropped.
     if (step->operation == SENDMMSG && step->size == 1) return true;
-    return peer->mark != NO_MARK && peer->isMarkFirst && peer->mark > peer->received;
+    return peer->isMarkFirst && peer->mark > peer->received;
 }
 
 /// After EAGAIN where TCP had room: room comes without a reader, as it is there on TCP.

@@ -105,9 +105,9 @@ static void unread_at_exit(void) {
     close(e.client);
 }
 
-// Before the connection has moved, too, and whoever else still looks at it.
+// Before the connection has moved, too, and whoever else still looks at it. An urgent byte is unread as others are.
 static void resets_at_once(void) {
-    for (int way = 0; way < 2; way++) {
+    for (int way = 0; way < 3; way++) {
         struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK + (carrier == 0))}};
         socklen_t length = sizeof address;
         int listener = socket(AF_INET, SOCK_STREAM, 0);
@@ -120,8 +120,9 @@ static void resets_at_once(void) {
             struct linger linger = {1, 0};
             setsockopt(server, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
         } else {
-            SHOW(send(client, "unread", 6, 0));
+            SHOW(send(client, "unread", 6, way == 1 ? 0 : MSG_OOB));
         }
+        if (way == 2) SHOW(recv(server, bytes, 6, 0));
         SHOW(close(server));
         await_events(client, POLLERR);
         SHOW(revents(client));
