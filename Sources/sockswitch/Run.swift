@@ -70,6 +70,7 @@ struct Run: ParsableCommand {
             command.removeFirst()
         } else if let option = command.first, option.hasPrefix("-") {
             if option == "--help" || option == "-h" { throw CleanExit.helpRequest(self) }
+            if option == "--version" { throw CleanExit.message(Version.text) }
             throw ValidationError("Unknown option '\(option)'. Put `--` before the command.")
         }
         guard let name = command.first else { throw ValidationError("Say which command to run: sockswitch run -- COMMAND") }

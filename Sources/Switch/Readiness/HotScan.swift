@@ -258,7 +258,7 @@ extension EpollSet {
         hottest = index
         if one.isOneShot {
             one.insert(Registration.State.disabled)
-            if has(Flags.forked) { flags.setBits(Flags.fired) }
+            if has(Flags.forked), sessionOf(one.socket).slot.holders.loadRelaxed() > 1 { flags.setBits(Flags.fired) }
             makeCold(root, index)
         }
         return found
