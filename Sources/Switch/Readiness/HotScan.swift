@@ -298,7 +298,7 @@ extension EpollSet {
     func watchTCP(_ root: ReadinessRoot, _ index: UInt32) {
         let one = root.registration(index)
         let needed = one.neededKernelEvents(sendsOnTCP: sessionOf(one.socket).sendsOnTCP)
-        if needed & ~one.kernelEvents == 0 { return }
+        if needed & ~one.kernelEvents == 0 || isRelatives(one) { return }
         let operation = one.kernelEvents == 0 ? ControlOperation.add : ControlOperation.modify
         one.kernelEvents |= needed
         var event = epoll_event()
@@ -452,8 +452,8 @@ extension EpollSet {
     func kick(_ root: ReadinessRoot, _ index: UInt32) {
         let one = root.registration(index)
         let session = sessionOf(one.socket)
-        // Silent, and not in the kernel's set.
-        if one.kernelEvents == 0 { return }
+        // Silent, and not in the kernel's set; or a relative's words are there.
+        if one.kernelEvents == 0 || isRelatives(one) { return }
         one.kernelEvents |= Interest.output
         var event = epoll_event()
         ss_event_set(&event, 0, one.kernelEvents, Tag.make(root, index, one.generation, doorbell: false))

@@ -68,7 +68,7 @@ private func makeAllPlain(_ root: ReadinessRoot, _ socket: Int) {
     }
 }
 
-/// Before the program changes a registration: a relative may have handed the socket over, and given the kernel's set, which is
+/// Before the program changes or loses a registration: a relative may have handed the socket over, and given the kernel's set, which is
 /// ours, too, the registrations that it knows. Under the socket's lock.
 func followRelatives(_ root: ReadinessRoot, _ socket: Int) {
     let session = sessionOf(socket)
@@ -146,6 +146,7 @@ private func forgetRegistrations(_ fd: Int32, _ socket: Int) {
         return
     }
     defer { lock.unlock() }
+    followRelatives(root, socket)
     // Another process of the family that holds the socket may share the kernel's set: leave its registration alone.
     let alone = sessionOf(socket).slot.holders.load() <= 1
     let another = sessionOf(socket).descriptorCount.load() > 1 ? otherDescriptor(descriptorEntry(fd), than: fd) : -1

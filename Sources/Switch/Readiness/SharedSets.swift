@@ -42,6 +42,9 @@ extension EpollSet {
         has(Flags.forked) && handOversSeen != ReadinessRoot.handOversAmongRelatives
     }
 
+    /// A relative may have handed the socket over: what the kernel's list has is no longer ours to change.
+    func isRelatives(_ one: Registration) -> Bool { has(Flags.forked) && !sessionOf(one.socket).isDual }
+
     /// Registrations of sockets that another process has handed over become plain. Without any lock.
     func followAll(_ root: ReadinessRoot) {
         handOversSeen = ReadinessRoot.handOversAmongRelatives
