@@ -14,7 +14,12 @@ IN, OUT, ONCE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLONESHOT
 
 
 def perform(events, name, *values):
-    """A call on the set; its result, or errno."""
+    """A call on the set, or a number of a socket that is closed and given to it again; its result, or errno."""
+    if name == "replace":
+        other = os.dup(*values)
+        os.dup2(other, *values)
+        os.close(other)
+        return 0
     try:
         result = getattr(events, name)(*values)
     except OSError as error:
@@ -83,6 +88,7 @@ def with_both(listener, change_it, the_other):
     expect(change("unregister", fds[3]), 0)
     # Changed.
     expect(change("modify", fds[0], OUT), 0)
+    expect(other("replace", fds[0]), 0)
     expect(other("poll", 5), [[fds[0], OUT]])
     expect(other("modify", fds[0], IN | OUT), 0)
     expect(change("poll", 5), [[fds[0], IN | OUT]])
