@@ -116,40 +116,40 @@ private struct AddressListBuilder {
 /// Asks for all of something and hands every answer of type `answer` (header cut off) to `body`. False when the kernel
 /// would not say.
 private func dump(_ socket: Int32, _ request: UInt16, _ answer: UInt16, _ body: (UnsafeRawPointer, Int) -> Void) -> Bool {
-    // The kernel fills at most 8 KiB at a time for a reader who gives it 8 KiB.
-    var buffer = InlineArray<1024, UInt64>(repeating: 0)
-    return withUnsafeMutableBytes(of: &buffer) { bytes in
-        let base = bytes.baseAddress!
-        // struct nlmsghdr: length, type, flags, sequence, port; behind it zeroes (any family).
-        base.storeBytes(of: 32, as: UInt32.self)
-        base.storeBytes(of: request, toByteOffset: 4, as: UInt16.self)
-        base.storeBytes(of: RouteNetlink.requestAndDump, toByteOffset: 6, as: UInt16.self)
-        base.storeBytes(of: UInt32(request), toByteOffset: 8, as: UInt32.self)
-        guard ss_sys_sendto(socket, base, 32, Int32(MSG_NOSIGNAL)) == 32 else { return false }
-        // Every datagram is one round; a host with more addresses than this fits in no list anyway.
-        for _ in 0..<4096 {
-            let count = ss_sys_recvfrom(socket, base, bytes.count, Int32(MSG_DONTWAIT))
-            if count == -Int(EINTR) { continue }
-            guard count > 0 else { return false }
-            var offset = 0
-            while offset + 16 <= count {
-                let length = Int(base.load(fromByteOffset: offset, as: UInt32.self))
-                let type = base.load(fromByteOffset: offset + 4, as: UInt16.self)
-                guard length >= 16, length <= count - offset else { break }
-                if type == RouteNetlink.done { return true }
-                if type == RouteNetlink.error { return false }
-                if type == answer { body(UnsafeRawPointer(base + offset + 16), length - 16) }
-                offset += (length + 3) & ~3
-            }
+    // The kernel fills at most 8 KiB at a time for a reader who gives it 8 KiB. (The stack may be a thread's small one.)
+    let size = 8192
+    let memory = ss_sys_mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    guard memory > 0, let base = UnsafeMutableRawPointer(bitPattern: memory) else { return false }
+    defer { _ = ss_sys_munmap(base, size) }
+    // struct nlmsghdr: length, type, flags, sequence, port; behind it zeroes (any family).
+    base.storeBytes(of: 32, as: UInt32.self)
+    base.storeBytes(of: request, toByteOffset: 4, as: UInt16.self)
+    base.storeBytes(of: RouteNetlink.requestAndDump, toByteOffset: 6, as: UInt16.self)
+    base.storeBytes(of: UInt32(request), toByteOffset: 8, as: UInt32.self)
+    guard ss_sys_sendto(socket, base, 32, Int32(MSG_NOSIGNAL)) == 32 else { return false }
+    // Every datagram is one round; a host with more addresses than this fits in no list anyway.
+    for _ in 0..<4096 {
+        let count = ss_sys_recvfrom(socket, base, size, Int32(MSG_DONTWAIT))
+        if count == -Int(EINTR) { continue }
+        guard count > 0 else { return false }
+        var offset = 0
+        while offset + 16 <= count {
+            let length = Int(base.load(fromByteOffset: offset, as: UInt32.self))
+            let type = base.load(fromByteOffset: offset + 4, as: UInt16.self)
+            guard length >= 16, length <= count - offset else { break }
+            if type == RouteNetlink.done { return true }
+            if type == RouteNetlink.error { return false }
+            if type == answer { body(UnsafeRawPointer(base + offset + 16), length - 16) }
+            offset += (length + 3) & ~3
         }
-        return false
     }
+    return false
 }
 
 /// SIO_ADDRESS_LIST_QUERY: the IPv4 and IPv6 addresses of all interfaces that are up, each with its subnet's prefix
 /// length; at most 64, loopback first. Where the kernel does not answer (seccomp, no netlink): loopback alone.
 ///
-/// Any thread; some 12 KiB of stack, a few system calls.
+/// Any thread; little stack, a few system calls.
 func fillAddressList(_ list: UnsafeMutablePointer<SOCKET_ADDRESS_LIST>) {
     let builder = AddressListBuilder(list: list)
     list.pointee.iAddressCount = 0

@@ -55,6 +55,8 @@ package struct Connection {
     package var writer: UnsafeMutablePointer<RemoteWriter>?
     /// `local` was mapped by the session, not by the provider.
     package var ownsLocal = false
+    /// The socket is closed, and its windows and companion stay until the process ends: see `Session.end`.
+    package var keepsWindows = false
     /// The descriptor under which the local window is exposed to the peer (WSD-M2), while `isExposed`.
     package var exposed = SOCKSWITCH_RDMA_DESCRIPTOR()
     package var isExposed = false

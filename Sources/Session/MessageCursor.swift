@@ -8,6 +8,8 @@ struct MessageCursor {
     var index = 0
     /// Bytes of `vectors[index]` already done.
     var offset = 0
+    /// What one call may still move.
+    private var budget = MessageCursor.maximumBytes
     /// A buffer proved bad: the call is over.
     var isBad = false
 
@@ -41,7 +43,7 @@ struct MessageCursor {
     /// looks at the buffer before it looks at the descriptor.
     private static func isNoAddress(_ base: UnsafeMutableRawPointer?, _ length: Int) -> Bool {
         let end = UInt(bitPattern: base).addingReportingOverflow(UInt(length))
-        if end.overflow { return true }
+        if end.overflow || end.partialValue >= 1 << 56 { return true }
         return end.partialValue >= (1 << 47) &- 4096 && ss_sys_recvfrom(-1, base, length, Int32(MSG_DONTWAIT)) == -Int(EFAULT)
     }
 
@@ -58,9 +60,9 @@ struct MessageCursor {
 
     /// The next piece; nil at the end.
     mutating func piece() -> (start: UnsafeMutableRawPointer, count: Int)? {
-        while index < vectorCount {
+        while index < vectorCount, budget > 0 {
             let vector = vectors.unsafelyUnwrapped[index]
-            let left = Int(vector.iov_len) &- offset
+            let left = min(Int(vector.iov_len) &- offset, budget)
             if left > 0 { return ((vector.iov_base ?? MessageCursor.nowhere) + offset, left) }
             index &+= 1
             offset = 0
@@ -69,7 +71,10 @@ struct MessageCursor {
     }
 
     /// `count` bytes of the current piece are done; at most its length.
-    mutating func advance(_ count: Int) { offset &+= count }
+    mutating func advance(_ count: Int) {
+        offset &+= count
+        budget &-= count
+    }
 
     /// `count` bytes are done.
     mutating func skip(_ count: Int) {

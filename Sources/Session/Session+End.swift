@@ -52,8 +52,7 @@ extension Session {
             if last { mustReset = sayGoodbye() }
             word(Connection.Offsets.up).store(Up.no)
             fullFence()  // pairs with the addition in enterWatch
-            while watchers.loadSequential() != 0 { _ = ss_sys_sched_yield() }
-            releaseWindows(last: last)
+            if awaitWatchers() { releaseWindows(last: last) } else { connection.pointee.keepsWindows = true }
         } else {
             abandon()
         }
@@ -62,6 +61,19 @@ extension Session {
         awaitSleepingCalls()
         return mustReset
     }
+
+    /// False: somebody still looks at the windows. That is a call that this thread's own signal handler has interrupted and will
+    /// come back to, or one that a longjmp out of a handler has left for ever: they must stay mapped.
+    private func awaitWatchers() -> Bool {
+        let deadline = ss_monotonic_ns() &+ Session.watchersNanoseconds
+        while watchers.loadSequential() != 0 {
+            if ss_monotonic_ns() >= deadline { return false }
+            _ = ss_sys_sched_yield()
+        }
+        return true
+    }
+
+    private static var watchersNanoseconds: UInt64 { 200_000_000 }
 
     /// Our own calls that still sleep are woken, and given a moment to leave, before the doorbell's number goes.
     private func awaitSleepingCalls() {

@@ -40,13 +40,18 @@ package func switchListen(_ fd: Int32, _ backlog: Int32) -> Int {
 }
 
 package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32) -> Int {
+    var family = sa_family_t(AF_UNIX)
+    if let address, length >= 2 { _ = ss_copy_program_memory(&family, address, 2) }
+    // What other descriptors, processes and epoll sets know of the socket outlives the association: it stays what it is, on TCP.
+    let index = socketIndex(fd)
+    let keeps = family == sa_family_t(AF_UNSPEC) && index.map(isKnownElsewhere) == true && switchHandOver(fd, .unsupportedOption)
     let result = ss_sleeping_connect(fd, address, length)
-    guard result == 0 || result == -Int(EINPROGRESS) || result == -Int(EINTR), let index = socketIndex(fd), let address, length >= 2
+    guard result == 0 || result == -Int(EINPROGRESS) || result == -Int(EINTR), let index, let address, length >= 2
     else { return result }
     let session = sessionOf(index)
-    if result == 0, address.loadUnaligned(as: UInt16.self) == UInt16(AF_UNSPEC) {
+    if result == 0, family == sa_family_t(AF_UNSPEC) {
         // Dissolves the association: what this socket connects to next is another connection.
-        makeAnew(fd, index)
+        if !keeps { makeAnew(fd, index) }
         return result
     }
     // A later call on a connected socket changes nothing (WSD-N5).
@@ -55,6 +60,11 @@ package func switchConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: 
     chooseCarrier(fd, index)
     announceEagerly(fd, index)
     return result
+}
+
+private func isKnownElsewhere(_ index: Int) -> Bool {
+    let session = sessionOf(index)
+    return Int32(bitPattern: session.descriptorCount.load()) > 1 || !isAlone(session.slot) || isWaitedFor(index)
 }
 
 package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?, _ flags: Int32) -> Int {
@@ -251,6 +261,9 @@ package func switchTakeError(_ fd: Int32) -> Int {
 package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
     guard let index = socketIndex(out) else { return ownOr(out) { ss_sys_sendfile(out, input, offset, count) } }
     let session = sessionOf(index)
+    if count < 0 { return -Int(EINVAL) }
+    // What is no file the kernel reads, or refuses, in ways of its own.
+    if session.isDual, !isRegularFile(input) { _ = switchHandOver(out, .unsupportedOption) }
     if !session.isDual, !movesEagerly(out, index) {
         if let ticket = session.slot.enterPlain(session.slot.plainWriters) {
             let result = ss_sys_sendfile(out, input, offset, count)
@@ -262,6 +275,11 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
     if result != count { readinessNoteFull(index) }
     beginAnewIfLeft(index, session.slot)
     return result
+}
+
+private func isRegularFile(_ fd: Int32) -> Bool {
+    var status = stat()
+    return ss_sys_fstat(fd, &status) == 0 && UInt32(status.st_mode) & UInt32(S_IFMT) == UInt32(S_IFREG)
 }
 
 /// One of the library's own descriptors does not exist for the program.

@@ -61,6 +61,10 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.remote = nil
     record.pointee.writer = nil
     record.pointee.ownsLocal = false
+    if record.pointee.keepsWindows {
+        record.pointee.keepsWindows = false
+        record.pointee.watchers = 0
+    }
     record.pointee.isExposed = false
     record.pointee.peerIsHere = false
     record.pointee.firstRegistration = 0
@@ -243,7 +247,7 @@ private func endCompanions(_ fd: Int32, _ index: Int) -> Bool {
         }
     }
     withdrawOffer(index, .none)
-    closeCompanion(index)
+    if !record.pointee.keepsWindows { closeCompanion(index) }
     closeAddressCompanions(index)
     record.pointee.companionPhase = CompanionPhase.none
     releaseListener(index)
