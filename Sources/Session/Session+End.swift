@@ -52,7 +52,12 @@ extension Session {
             if last { mustReset = sayGoodbye() }
             word(Connection.Offsets.up).store(Up.no)
             fullFence()  // pairs with the addition in enterWatch
-            if awaitWatchers() { releaseWindows(last: last) } else { connection.pointee.keepsWindows = true }
+            // (In a signal handler that interrupted a holder of the locks this thread is in the middle of a send or receive.)
+            if sending == .acquired, receiving == .acquired, awaitWatchers() {
+                releaseWindows(last: last)
+            } else {
+                connection.pointee.keepsWindows = true
+            }
         } else {
             abandon()
         }

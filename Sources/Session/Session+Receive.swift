@@ -16,6 +16,7 @@ extension Session {
         let peeks = flags & Int32(MSG_PEEK) != 0
         let least = nonBlocking ? 1 : flags & Int32(MSG_WAITALL) != 0 ? total : lowWaterMark(fd)
         var wait = WaitState(slot)
+        defer { wait.releaseSignals() }
         var fd = fd
         var done = 0
         while true {
@@ -28,6 +29,7 @@ extension Session {
                 if result == -Int(EAGAIN) { servePeer() }
             } else if !isDual {
                 slot.receiveLock.unlock()
+                wait.releaseSignals()
                 guard let received = receivePlainly(fd, message, &cursor, flags) else { continue }
                 if received <= 0 { return partial(done, received) }
                 if peeks { return received }

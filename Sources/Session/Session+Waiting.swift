@@ -15,6 +15,8 @@ struct WaitState {
     /// The program's mask, while signals are held back: between a long look and the sleep that follows it.
     var mask: UInt64 = 0
     var holdsSignals = false
+    /// How often this call has waited.
+    private var waits = 0
     /// Monotonic nanoseconds; 0 = not asked yet, `never` = no time-out (SO_RCVTIMEO, SO_SNDTIMEO).
     var deadline: UInt64 = 0
 
@@ -29,6 +31,33 @@ struct WaitState {
         guard !holdsSignals, ss_session_state.interrupting_signals != 0 else { return }
         var all = ~(WaitState.bit(SIGSEGV) | WaitState.bit(SIGBUS) | WaitState.bit(SIGFPE) | WaitState.bit(SIGILL) | WaitState.bit(SIGTRAP))
         holdsSignals = ss_sys_sigprocmask(SIG_BLOCK, &all, &mask) == 0
+    }
+
+    /// A call that waits again and again moves much: signals wait for its next wait, too, while it copies, as the kernel looks for
+    /// them only there. True: one has waited, and its handler has run; -EINTR is right where nothing has been moved.
+    mutating func takesSignals() -> Bool {
+        waits &+= 1
+        guard holdsSignals else { return false }
+        var pending: UInt64 = 0
+        let asked = withUnsafeMutablePointer(to: &pending) { ss_syscall6(Int(SYS_rt_sigpending), Int(bitPattern: $0), 8, 0, 0, 0, 0) }
+        pending &= ~mask
+        guard asked == 0, pending != 0 else { return false }
+        releaseSignals()
+        // Others are ignored, or end the process.
+        let interrupting = ss_session_state.interrupting_signals
+        let restarting = Word(ss_session_state_address(), Int(SS_RESTARTING_SIGNALS_OFFSET)).loadRelaxed()
+        guard pending & (interrupting | restarting) != 0 else { return false }
+        interrupted = true
+        restarts = deadline == WaitState.never && pending & interrupting == 0
+        return true
+    }
+
+    /// The signals that ended the wait are such that the kernel would begin the call anew.
+    private(set) var restarts = false
+
+    /// The end of one wait.
+    mutating func endWait() {
+        if waits > 1, !interrupted { holdSignals() } else { releaseSignals() }
     }
 
     private static func bit(_ signal: Int32) -> UInt64 { UInt64(1) << UInt64(signal - 1) }
@@ -70,6 +99,7 @@ extension Session {
 
     func waitToReceive(_ fd: Int32, _ wait: inout WaitState) -> Int {
         wait.interrupted = false
+        if wait.takesSignals() { return wait.restarts ? 0 : -Int(EINTR) }
         guard enterWatch() else { return 0 }
         if slot.invitation.loadRelaxed() == Invitation.rewindUndecided {
             // The peer stands still between two words; no ring will tell of the second.
@@ -77,7 +107,7 @@ extension Session {
             if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
             return sleep(fd, 0, -1, &wait, atMost: Session.tickNanoseconds, receiving: true)
         }
-        defer { wait.releaseSignals() }
+        defer { wait.endWait() }
         if spin(receiving: true, &wait) { return leaveWatch(0) }
         doorbellSleepers.add(1)  // before arming: whoever silences the bell looks at it afterwards
         let drained = wait.rang
@@ -122,6 +152,7 @@ extension Session {
 
     func waitToSend(_ fd: Int32, _ wait: inout WaitState) -> Int {
         wait.interrupted = false
+        if wait.takesSignals() { return wait.restarts ? 0 : -Int(EINTR) }
         guard enterWatch() else { return 0 }
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_SNDTIMEO) }
         if sendsOnTCP || sendNeedsTCP {
@@ -129,7 +160,7 @@ extension Session {
             leaveWatch(0)
             return sleepInCall(fd, Int16(POLLOUT), -1, &wait, atMost: WaitState.never, receiving: false)
         }
-        defer { wait.releaseSignals() }
+        defer { wait.endWait() }
         if spin(receiving: false, &wait) { return leaveWatch(0) }
         var mayListen = true
         if wait.rang { mayListen = drainDoorbellForSender() }

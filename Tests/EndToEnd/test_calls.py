@@ -102,6 +102,10 @@ class Calls(Case):
                               "splices_of_nothing", "room_across_fork",
                               "options_after_shutdown", "looking_at_a_reset", "up_to_a_mark", "sent_to_the_dead", "options_in_between")
 
+    def test_what_an_attack_found(self):
+        self.on_both_carriers("attacked", "small_stacks", "disconnected_elsewhere", "files_that_are_none", "closed_in_the_middle",
+                              "much_is_interrupted")
+
     def test_closed_by_another_thread(self):
         self.on_both_carriers("closed")
 

@@ -1,0 +1,195 @@
+// What a reviewer who meant no good has found, as cases.
+#include "carriers.h"
+#include <sys/eventfd.h>
+
+static char bytes[1 << 20];
+
+static void disconnect(int fd) {
+    struct sockaddr_in nobody = {.sin_family = AF_UNSPEC};
+    SHOW(connect(fd, (void *)&nobody, sizeof nobody));
+}
+
+/// Connects `client` to a new peer.
+static int connect_again(int client) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK + (carrier == 0))}};
+    socklen_t length = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listener, (void *)&address, length) < 0 || listen(listener, 1) < 0) fail("listen");
+    getsockname(listener, (void *)&address, &length);
+    SHOW(connect(client, (void *)&address, length));
+    int peer = accept(listener, NULL, NULL);
+    close(listener);
+    return peer;
+}
+
+// connect(AF_UNSPEC) ends the association. Other numbers, processes and epoll sets still mean the same socket.
+static void disconnected_elsewhere(void) {
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        int other = way == 0 ? dup(e.client) : -1, set = epoll_create1(0), channel[2];
+        struct epoll_event event = {EPOLLIN, {.u64 = 77}};
+        pid_t pid = 0;
+        if (way == 1) SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.client, &event));
+        if (way == 2) {
+            if (pipe(channel) < 0) fail("pipe");
+            pid = fork();
+            if (pid == 0) {
+                char byte;
+                if (read(channel[0], &byte, 1) != 1) _exit(1);
+                _exit(recv(e.client, bytes, 4, MSG_WAITALL) != 4 || write(e.client, "back", 4) != 4);
+            }
+        }
+        disconnect(e.client);
+        if (way == 1) SHOW(epoll_wait(set, &event, 1, 0));
+        int peer = connect_again(e.client);
+        SHOW(write(peer, "word", 4));
+        if (way == 1) {
+            SHOW(epoll_wait(set, &event, 1, 5000));
+            SHOW(event.data.u64);
+            SHOW(event.events);
+        }
+        if (way == 2) {
+            if (write(channel[1], "", 1) != 1) fail("write");
+            int status;
+            waitpid(pid, &status, 0);
+            SHOW(status);
+        } else {
+            SHOW(recv(way == 0 ? other : e.client, bytes, 4, MSG_WAITALL));
+            SHOW(write(e.client, "back", 4));
+        }
+        SHOW(recv(peer, bytes, 4, MSG_WAITALL));
+        SHOW(memcmp(bytes, "back", 4));
+        close(peer);
+        close(other);
+        close(set);
+        close_ends(e);
+    }
+}
+
+static void files_that_are_none(void) {
+    int sources[] = {open("/dev/null", O_RDWR), open("/", O_RDONLY | O_DIRECTORY), eventfd(1, 0), epoll_create1(0), memfd_create("none", 0)};
+    for (unsigned i = 0; i < sizeof sources / sizeof *sources; i++) {
+        struct ends e = make_ends();
+        SHOW(sendfile(e.client, sources[i], NULL, 100));
+        SHOW(sendfile(e.client, sources[i], NULL, (size_t)-1));
+        close_ends(e);
+        close(sources[i]);
+    }
+}
+
+// MARK: Signals in the middle
+
+static int interrupted = -1, leaves;
+static sigjmp_buf place;
+
+static void leave_or_close(int number) {
+    (void)number;
+    if (leaves) siglongjmp(place, 1);
+    close(interrupted);
+}
+
+static void set_timer(int milliseconds, int again) {
+    struct itimerval timer = {{0, again * 1000}, {milliseconds / 1000, milliseconds % 1000 * 1000}};
+    setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+/// Sends back what comes, in a process of its own.
+static pid_t echo(struct ends e) {
+    pid_t pid = fork();
+    if (pid != 0) return pid;
+    close(e.client);
+    signal(SIGALRM, SIG_DFL);
+    for (char byte; read(e.server, &byte, 1) == 1;)
+        if (write(e.server, &byte, 1) != 1) break;
+    _exit(0);
+}
+
+// A time-out of the old kind: the handler closes the socket, or jumps out, and the program closes it.
+static void closed_in_the_middle(void) {
+    for (leaves = 0; leaves < 2; leaves++)
+        for (int i = 0; i < 5; i++) {
+            struct ends e = make_ends();
+            pid_t pid = echo(e);
+            close(e.server);
+            interrupted = e.client;
+            struct sigaction action = {.sa_handler = leave_or_close};
+            sigaction(SIGALRM, &action, NULL);
+            set_timer(10 + i, 0);
+            char byte = 'x';
+            if (sigsetjmp(place, 1) == 0)
+                while (send(e.client, &byte, 1, MSG_NOSIGNAL) == 1 && recv(e.client, &byte, 1, 0) == 1) continue;
+            if (leaves) SHOW(close(e.client));
+            int status;
+            SHOW(waitpid(pid, &status, 0) == pid);
+            SHOW(status);
+        }
+}
+
+static void nothing(int number) { (void)number; }
+
+// A signal ends a call that has moved something, though its handler ran while bytes were being copied.
+static void much_is_interrupted(void) {
+    size_t size = 1 << 28;
+    char *much = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    for (int sends = 0; sends < 2; sends++) {
+        struct ends e = make_ends();
+        pid_t pid = fork();
+        if (pid == 0) {
+            close(e.client);
+            // The peer stops before the end, and goes on for ever until then.
+            for (size_t done = 0; done < size / 2;) {
+                ssize_t part = sends ? recv(e.server, much, sizeof bytes, 0) : send(e.server, bytes, sizeof bytes, MSG_NOSIGNAL);
+                if (part <= 0) _exit(0);
+                done += part;
+            }
+            pause();
+            _exit(0);
+        }
+        close(e.server);
+        struct sigaction action = {.sa_handler = nothing};
+        sigaction(SIGALRM, &action, NULL);
+        set_timer(20, 0);
+        ssize_t done = sends ? send(e.client, much, size, MSG_NOSIGNAL) : recv(e.client, much, size, MSG_WAITALL);
+        SHOW(done > 0 && done < (ssize_t)size);
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+        close(e.client);
+    }
+    munmap(much, size);
+}
+
+static void *talk(void *unused) {
+    (void)unused;
+    int server = -1, client = socket(AF_INET, SOCK_STREAM, 0);
+    server = connect_again(client);
+    char byte = 'x';
+    for (int i = 0; i < 500; i++)
+        if (write(client, &byte, 1) != 1 || read(server, &byte, 1) != 1) fail("talking");
+    close(client);
+    close(server);
+    return NULL;
+}
+
+// A thread with the smallest stack there is has room for a connection, also for the first one of a program.
+static void small_stacks(void) {
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 16384);
+    pthread_t thread;
+    if (pthread_create(&thread, &attributes, talk, NULL) != 0) fail("pthread_create");
+    SHOW(pthread_join(thread, NULL));
+}
+
+int main(int count, char **arguments) {
+    moves = !(count > 1 && !strcmp(arguments[1], "plain"));
+    signal(SIGPIPE, SIG_IGN);
+    carrier = 1;
+    small_stacks();
+    CASE(small_stacks);
+    CASE(disconnected_elsewhere);
+    CASE(files_that_are_none);
+    CASE(closed_in_the_middle);
+    CASE(much_is_interrupted);
+    printf("%d different\n", failures);
+    return failures != 0;
+}
