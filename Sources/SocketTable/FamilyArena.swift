@@ -46,6 +46,8 @@ package struct FamilyArena {
     @inline(__always) package var spaces: Word { Word(base, 208) }
     /// Sockets that went back to TCP, or left an epoll set, while several processes held them, so far.
     @inline(__always) package var handOversAmongRelatives: Word { Word(base, 216) }
+    /// Uses of inherited epoll sets: how often a process of the family has begun to use one.
+    @inline(__always) package var inheritedSetUses: Word { Word(base, 224) }
     /// Bytes that sockets which are closed by now sent and received over companions, for statistics.
     @inline(__always) package var retiredSent: Word { Word(base, 256) }
     @inline(__always) package var retiredReceived: Word { Word(base, 264) }

@@ -36,6 +36,7 @@ package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _
     if entryKind(target) == DescriptorKind.socket {
         if entryKind(container) == DescriptorKind.epollSet {
             let record = root.set(entryIndex(container))
+            record.noteUse()
             if changesForRelatives(record, entryIndex(target)) {
                 giveUpForRelatives(fd, entryIndex(target))
             } else if operation != ControlOperation.delete, record.has(EpollSet.Flags.unswitchable),

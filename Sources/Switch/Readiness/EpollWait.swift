@@ -20,6 +20,7 @@ package func switchEpollWait(
     else { return kernelWait(nil, set, events, maximum, timeout, mask) }
     lookAtMailboxes()
     let record = root.set(entryIndex(entry))
+    record.noteUse()
     if record.has(EpollSet.Flags.holdsSets) { root.tidyNestedSets() }
     var waiter = EpollWaiter(
         root: root, set: record, descriptor: set, events: events, maximum: Int(maximum), deadline: deadline, mask: mask)

@@ -368,5 +368,5 @@ package func readinessAfterForkInParent() {
 }
 package func readinessAfterForkInChild() {
     ReadinessRoot.existing?.resetAfterFork()
-    ReadinessRoot.existing?.noteShared(EpollSet.Flags.shared | EpollSet.Flags.inherited)
+    ReadinessRoot.existing?.noteShared(EpollSet.Flags.shared | EpollSet.Flags.inherited | EpollSet.Flags.unused)
 }

@@ -198,12 +198,12 @@ struct ReadinessRoot {
         return one.isLive && one.set == UInt32(set)
     }
 
-    /// Every set is the kernel's set of two processes now; those that hold dual sockets have `flags`, too.
+    /// Every set is the kernel's set of two processes now; those that hold dual sockets have `flags`, too. (`unused` all have.)
     func noteShared(_ flags: UInt64) {
         for index in 1..<max(1, Int(usedSets)) {
             let one = set(index)
             if !one.has(EpollSet.Flags.forked) { one.handOversSeen = ReadinessRoot.handOversAmongRelatives }
-            one.flags.setBits(EpollSet.Flags.forked | (one.dualCount.load() != 0 ? flags : 0))
+            one.flags.setBits(EpollSet.Flags.forked | flags & EpollSet.Flags.unused | (one.dualCount.load() != 0 ? flags : 0))
         }
     }
 

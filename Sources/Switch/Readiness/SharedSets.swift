@@ -6,14 +6,15 @@ import StreamRing
 #endif
 
 // Epoll sets that several processes have, since they were there at a fork (WSD-D1). The kernel's list is one; what the
-// processes remember of it is not. So what one of them changes must be in the kernel's list, in the program's own words:
+// processes remember of it is not. So what one of them changes must be in the kernel's list, in the program's own words.
+// As soon as a child has used a set that it inherited (most never do, as one that saves a server's data):
 //
 //  - Before a process changes its registration of a socket that another process holds, too, the socket goes back to TCP
 //    and stays there (`giveUpForRelatives`), and so does one whose one-shot registration has fired (`handOverFired`).
 //  - A process that finds such a socket back on TCP looks at what the kernel's list says of it before it touches that
 //    (`ReadinessRoot.follow`). What is still its own it gives back; what is not is another process's, and true.
 //  - Where the hand-over is refused, since bytes lie unread that only the ring has, processes see what others have deleted,
-//    but not what they have changed.
+//    but not what they have changed. Nor do they see what was changed before a child first used the set.
 //
 // Whatever nobody changes stays on the companion, for all of them.
 
@@ -21,7 +22,9 @@ import StreamRing
 /// because another process may go on from there.
 func changesForRelatives(_ container: EpollSet, _ socket: Int) -> Bool {
     let slot = sessionOf(socket).slot
-    guard container.has(EpollSet.Flags.forked), slot.holders.load() != 1, slot.kind.load() != Slot.Kind.listening else { return false }
+    guard container.has(EpollSet.Flags.forked), slot.holders.load() != 1, slot.kind.load() != Slot.Kind.listening,
+        let arena = privateState.pointee.arena, FamilyArena(arena).inheritedSetUses.load() != 0
+    else { return false }
     // Who is alive need not be asked for what stays on TCP anyway.
     return staysOnTCP(socket) || !isAlone(slot)
 }
@@ -37,6 +40,16 @@ private func staysOnTCP(_ socket: Int) -> Bool {
 }
 
 extension EpollSet {
+    /// Before this process waits in the set or changes it: if it is inherited, relatives care from now on.
+    @inline(__always) func noteUse() {
+        if has(Flags.unused) { noteFirstUse() }
+    }
+
+    @inline(never) private func noteFirstUse() {
+        flags.clearBits(Flags.unused)
+        if let arena = privateState.pointee.arena { FamilyArena(arena).inheritedSetUses.add(1) }
+    }
+
     /// Such a socket has gone back to TCP, or left a set, since this process last looked at its registrations here.
     @inline(__always) func hasToFollow(_ root: ReadinessRoot) -> Bool {
         has(Flags.forked) && handOversSeen != ReadinessRoot.handOversAmongRelatives
