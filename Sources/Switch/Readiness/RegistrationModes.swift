@@ -121,6 +121,9 @@ extension ReadinessRoot {
         // The kernel's part of an orphan cannot be changed any more: it stays ours, and asks the kernel from now on.
         guard one.has(Registration.State.dual), !one.isOrphan else { return }
         let container = set(Int(one.set))
+        // So does what this process has inherited and not used yet: most likely it is the parent's alone, who may have changed it
+        // meanwhile.
+        if container.has(EpollSet.Flags.unused), sessionOf(one.socket).slot.holders.load() > 1 { return }
         removeDoorbell(index)
         let outcome = container.lock.lock()
         container.makeCold(self, index)
