@@ -95,7 +95,7 @@ package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver, leaves:
     }
     session.slot.flags.clearBits(Slot.Flags.owesHandOver)
     session.slot.mode.storeSequential(Slot.Mode.plain)
-    if session.slot.holders.load() > 1, let arena = privateState.pointee.arena { FamilyArena(arena).handOversAmongRelatives.add(1) }
+    if session.slot.holders.load() > 1 { tellRelatives() }
     session.ringOurselves()
     readinessBecamePlain(index)
     // A peer in this process may be this very thread.

@@ -40,7 +40,7 @@ package func switchBeforeSandbox() {
 /// forbid prctl.
 func isConfinedFromOutside() -> Bool {
     let path: StaticString = "/proc/self/status"
-    let opened = ss_syscall6(Int(SYS_openat), Int(AT_FDCWD), Int(bitPattern: path.utf8Start), Int(O_RDONLY | O_CLOEXEC), 0, 0, 0)
+    let opened = ss_sys_open_to_read(UnsafeRawPointer(path.utf8Start).assumingMemoryBound(to: CChar.self))
     guard opened >= 0 else { return false }
     defer { _ = ss_sys_close(Int32(opened)) }
     var storage = InlineArray<4096, UInt8>(repeating: 0)

@@ -126,7 +126,7 @@ func mapPrivate(_ bytes: Int) -> UnsafeMutableRawPointer? {
 
 private func readProgramName(into name: UnsafeMutableRawPointer) {
     let path: StaticString = "/proc/self/comm"
-    let opened = ss_syscall6(Int(SYS_openat), Int(AT_FDCWD), Int(bitPattern: path.utf8Start), Int(O_RDONLY | O_CLOEXEC), 0, 0, 0)
+    let opened = ss_sys_open_to_read(UnsafeRawPointer(path.utf8Start).assumingMemoryBound(to: CChar.self))
     guard opened >= 0 else { return }
     let count = ss_sys_read(Int32(opened), name, ProcessEntry.nameBytes - 1)
     _ = ss_sys_close(Int32(opened))

@@ -89,6 +89,7 @@ static inline long ss_sleeping_syscall6(long n, long a, long b, long c, long d, 
     return __libc_single_threaded ? ss_syscall6(n, a, b, c, d, e, f) : ss_cancellable_syscall6(n, a, b, c, d, e, f);
 }
 
+static inline long ss_sys_open_to_read(const char *path) { return ss_syscall6(SYS_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0, 0, 0); }
 static inline long ss_sys_read(int fd, void *p, size_t n) { return ss_syscall6(SYS_read, fd, (long)p, (long)n, 0, 0, 0); }
 static inline long ss_sys_write(int fd, const void *p, size_t n) { return ss_syscall6(SYS_write, fd, (long)p, (long)n, 0, 0, 0); }
 static inline long ss_sys_pread(int fd, void *p, size_t n, int64_t off) { return ss_syscall6(SYS_pread64, fd, (long)p, (long)n, (long)off, 0, 0); }

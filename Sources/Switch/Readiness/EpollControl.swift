@@ -36,7 +36,7 @@ package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _
     if entryKind(target) == DescriptorKind.socket {
         if entryKind(container) == DescriptorKind.epollSet {
             let record = root.set(entryIndex(container))
-            record.noteUse()
+            if record.has(EpollSet.Flags.inherited) { record.adopt(root) }
             if changesForRelatives(record, entryIndex(target)) {
                 giveUpForRelatives(fd, entryIndex(target))
             } else if operation != ControlOperation.delete, record.has(EpollSet.Flags.unswitchable),
@@ -301,7 +301,7 @@ struct SocketControl {
         let result = absent ? 0 : ss_sys_epoll_ctl(set, ControlOperation.delete, fd, event)
         // ENOENT: another process that shares the set has deleted it.
         if result == 0 || result == -Int(ENOENT) {
-            if one.has(Registration.State.dual), changesForRelatives(root.set(Int(one.set)), socket) { root.tellRelatives() }
+            if one.has(Registration.State.dual), changesForRelatives(root.set(Int(one.set)), socket) { tellRelatives() }
             root.removeDoorbell(index)
             root.drop(index)
         }

@@ -27,12 +27,10 @@ struct EpollSet {
         static var shared: UInt64 { 16 }
         /// Another set is in it.
         static var holdsSets: UInt64 { 64 }
-        /// Inherited, and this process has not waited in it yet.
+        /// Inherited, and this process has neither waited in it nor changed it yet.
         static var inherited: UInt64 { 32 }
         /// It was there at a fork: a relative may have it, too. Never taken back.
         static var forked: UInt64 { 128 }
-        /// Inherited, and this process has not used it in any way yet.
-        static var unused: UInt64 { 512 }
         /// A one-shot registration has fired since the last look at such.
         static var fired: UInt64 { 256 }
     }

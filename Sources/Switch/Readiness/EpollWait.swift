@@ -20,7 +20,7 @@ package func switchEpollWait(
     else { return kernelWait(nil, set, events, maximum, timeout, mask) }
     lookAtMailboxes()
     let record = root.set(entryIndex(entry))
-    record.noteUse()
+    if record.has(EpollSet.Flags.inherited) { record.adopt(root) }
     if record.has(EpollSet.Flags.holdsSets) { root.tidyNestedSets() }
     var waiter = EpollWaiter(
         root: root, set: record, descriptor: set, events: events, maximum: Int(maximum), deadline: deadline, mask: mask)
@@ -90,7 +90,6 @@ struct EpollWaiter {
     }
 
     mutating func wait() -> Int {
-        if set.has(EpollSet.Flags.inherited) { set.adopt(root) }
         var now = ss_monotonic_ns()
         set.lastWait.storeRelaxed(now)
         var hasSpun = false

@@ -415,10 +415,12 @@ extension EpollSet {
         lock.unlock()
     }
 
-    /// The first wait of a forked process in a set that it inherited: from now on its relatives leave it what they do not take.
+    /// The first use that a forked process makes of a set that it inherited: from now on its relatives leave it what they do not
+    /// take, and what one of them changes is for the others (`changesForRelatives`).
     func adopt(_ root: ReadinessRoot) {
         guard lock.lock() == .acquired else { return }
         flags.clearBits(Flags.inherited)
+        if let arena = privateState.pointee.arena { FamilyArena(arena).inheritedSetUses.add(1) }
         var index = firstRegistration
         while index != 0 {
             let one = root.registration(index)

@@ -296,7 +296,7 @@ package func readinessSetPassed(_ set: Int) {
     guard let root = ReadinessRoot.existing else { return }
     root.set(set).flags.setBits(EpollSet.Flags.unswitchable)
     root.forgetAllDormant()
-    root.giveUpWords(set)
+    root.giveUpWords(root.set(set))
 }
 
 /// One descriptor of epoll set record `set` is about to be closed or replaced, and `other` still refers to it.
@@ -363,10 +363,10 @@ package func readinessBeforeFork() {
     }
 }
 package func readinessAfterForkInParent() {
-    ReadinessRoot.existing?.noteShared(EpollSet.Flags.shared)
+    ReadinessRoot.existing?.noteShared(inherited: false)
     ReadinessRoot.existing?.unlockAll()
 }
 package func readinessAfterForkInChild() {
     ReadinessRoot.existing?.resetAfterFork()
-    ReadinessRoot.existing?.noteShared(EpollSet.Flags.shared | EpollSet.Flags.inherited | EpollSet.Flags.unused)
+    ReadinessRoot.existing?.noteShared(inherited: true)
 }

@@ -36,7 +36,6 @@ struct ReadinessRoot {
 
     @inline(__always) private var poolLock: FamilyLock { FamilyLock(base, 64) }
     @inline(__always) private var freeRegistration: UInt32 { get { half(80).pointee } nonmutating set { half(80).pointee = newValue } }
-    var usedRegistrationCount: Int { Int(usedRegistrations) }
     @inline(__always) private var usedRegistrations: UInt32 { get { half(84).pointee } nonmutating set { half(84).pointee = newValue } }
 
     @inline(__always) private var setsLock: FamilyLock { FamilyLock(base, 128) }
@@ -181,29 +180,40 @@ struct ReadinessRoot {
     }
 
     /// Every registration of the set is told to the kernel in the program's own words. Takes session locks and sockets' locks.
-    func giveUpWords(_ set: Int) {
-        for index in 1..<max(1, UInt32(usedRegistrations)) where isLive(index, set) {
-            let one = registration(index)
-            let socket = one.socket
+    func giveUpWords(_ set: EpollSet) {
+        forEachRegistration(of: set) { index, one in
             if one.has(Registration.State.dual) { _ = switchHandOver(one.polled, .handedOver) }
-            let lock = socketLock(socket)
-            guard lock.lock() == .acquired else { continue }
-            if isLive(index, set), one.socket == socket { untag(index) }
-            lock.unlock()
+            underSocketLock(index, of: set) { untag(index) }
         }
     }
 
-    private func isLive(_ index: UInt32, _ set: Int) -> Bool {
-        let one = registration(index)
-        return one.isLive && one.set == UInt32(set)
+    /// Without any lock: what is found may change or go meanwhile.
+    func forEachRegistration(of set: EpollSet, _ call: (UInt32, Registration) -> Void) {
+        for index in 1..<max(1, UInt32(usedRegistrations)) where isLive(index, set) { call(index, registration(index)) }
     }
 
-    /// Every set is the kernel's set of two processes now; those that hold dual sockets have `flags`, too. (`unused` all have.)
-    func noteShared(_ flags: UInt64) {
+    /// Under the lock of its socket, if it is still a registration of this set.
+    func underSocketLock(_ index: UInt32, of set: EpollSet, _ call: () -> Void) {
+        let one = registration(index)
+        let socket = one.socket
+        let lock = socketLock(socket)
+        guard lock.lock() == .acquired else { return }
+        if isLive(index, set), one.socket == socket { call() }
+        lock.unlock()
+    }
+
+    private func isLive(_ index: UInt32, _ set: EpollSet) -> Bool {
+        let one = registration(index)
+        return one.isLive && self.set(Int(one.set)).base == set.base
+    }
+
+    /// Every set is the kernel's set of two processes now.
+    func noteShared(inherited: Bool) {
         for index in 1..<max(1, Int(usedSets)) {
             let one = set(index)
             if !one.has(EpollSet.Flags.forked) { one.handOversSeen = ReadinessRoot.handOversAmongRelatives }
-            one.flags.setBits(EpollSet.Flags.forked | flags & EpollSet.Flags.unused | (one.dualCount.load() != 0 ? flags : 0))
+            one.flags.setBits(
+                EpollSet.Flags.forked | (inherited ? EpollSet.Flags.inherited : 0) | (one.dualCount.load() != 0 ? EpollSet.Flags.shared : 0))
         }
     }
 

@@ -123,7 +123,7 @@ extension ReadinessRoot {
         let container = set(Int(one.set))
         // So does what this process has inherited and not used yet: most likely it is the parent's alone, who may have changed it
         // meanwhile.
-        if container.has(EpollSet.Flags.unused), sessionOf(one.socket).slot.holders.load() > 1 { return }
+        if container.has(EpollSet.Flags.inherited), sessionOf(one.socket).slot.holders.load() > 1 { return }
         removeDoorbell(index)
         let outcome = container.lock.lock()
         container.makeCold(self, index)

@@ -34,22 +34,17 @@ func giveUpForRelatives(_ fd: Int32, _ socket: Int) {
     if !staysOnTCP(socket) { _ = switchHandOver(fd, .sharedBeforeUpgrade) }
 }
 
+/// This process has handed a socket over, or deleted a registration of it, that others may remember otherwise.
+func tellRelatives() {
+    if let arena = privateState.pointee.arena { FamilyArena(arena).handOversAmongRelatives.add(1) }
+}
+
 private func staysOnTCP(_ socket: Int) -> Bool {
     let session = sessionOf(socket)
     return !session.isDual && session.has(Slot.Flags.tcpOnly)
 }
 
 extension EpollSet {
-    /// Before this process waits in the set or changes it: if it is inherited, relatives care from now on.
-    @inline(__always) func noteUse() {
-        if has(Flags.unused) { noteFirstUse() }
-    }
-
-    @inline(never) private func noteFirstUse() {
-        flags.clearBits(Flags.unused)
-        if let arena = privateState.pointee.arena { FamilyArena(arena).inheritedSetUses.add(1) }
-    }
-
     /// Such a socket has gone back to TCP, or left a set, since this process last looked at its registrations here.
     @inline(__always) func hasToFollow(_ root: ReadinessRoot) -> Bool {
         has(Flags.forked) && handOversSeen != ReadinessRoot.handOversAmongRelatives
@@ -61,28 +56,20 @@ extension EpollSet {
     /// Registrations of sockets that another process has handed over become plain. Without any lock.
     func followAll(_ root: ReadinessRoot) {
         handOversSeen = ReadinessRoot.handOversAmongRelatives
-        for index in 1..<max(1, UInt32(root.usedRegistrationCount)) {
-            let one = root.registration(index)
-            guard one.isLive, root.set(Int(one.set)).base == base, one.has(Registration.State.dual) else { continue }
-            let socket = one.socket
-            let lock = root.socketLock(socket)
-            guard lock.lock() == .acquired else { continue }
-            if one.isLive, one.socket == socket {
-                followRelatives(root, socket)
+        root.forEachRegistration(of: self) { index, one in
+            guard one.has(Registration.State.dual) else { return }
+            root.underSocketLock(index, of: self) {
+                followRelatives(root, one.socket)
                 root.dropIfDeleted(index)
             }
-            lock.unlock()
         }
     }
 
     /// A one-shot registration has told this process something, and now waits for nobody: the other processes shall know.
     func handOverFired(_ root: ReadinessRoot) {
         flags.clearBits(Flags.fired)
-        for index in 1..<max(1, UInt32(root.usedRegistrationCount)) {
-            let one = root.registration(index)
-            guard one.isLive, root.set(Int(one.set)).base == base, one.has(Registration.State.dual),
-                one.has(Registration.State.disabled), !isAlone(sessionOf(one.socket).slot)
-            else { continue }
+        root.forEachRegistration(of: self) { _, one in
+            guard one.has(Registration.State.dual), one.has(Registration.State.disabled), !isAlone(sessionOf(one.socket).slot) else { return }
             _ = switchHandOver(one.polled, .sharedBeforeUpgrade)
         }
     }
@@ -138,11 +125,6 @@ extension ReadinessRoot {
         drop(index)
         return true
     }
-
-    /// This process has deleted a registration that others may remember.
-    func tellRelatives() {
-        if let arena = privateState.pointee.arena { FamilyArena(arena).handOversAmongRelatives.add(1) }
-    }
 }
 
 /// What the kernel's list of an epoll set says of one descriptor.
@@ -170,9 +152,7 @@ private enum KernelRegistration {
             at &+= 1
             divisor /= 10
         }
-        let opened = withUnsafePointer(to: &path) {
-            ss_syscall6(Int(SYS_openat), Int(AT_FDCWD), Int(bitPattern: $0), Int(O_RDONLY | O_CLOEXEC), 0, 0, 0)
-        }
+        let opened = withUnsafeMutablePointer(to: &path) { ss_sys_open_to_read($0) }
         guard opened >= 0 else { return .unknown }
         defer { _ = ss_sys_close(Int32(opened)) }
         var storage = InlineArray<4096, UInt8>(repeating: 0)

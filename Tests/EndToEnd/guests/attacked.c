@@ -11,12 +11,9 @@ static void disconnect(int fd) {
 
 /// Connects `client` to a new peer.
 static int connect_again(int client) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK + (carrier == 0))}};
-    socklen_t length = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (void *)&address, length) < 0 || listen(listener, 1) < 0) fail("listen");
-    getsockname(listener, (void *)&address, &length);
-    SHOW(connect(client, (void *)&address, length));
+    struct sockaddr_in address;
+    int listener = make_listener(&address);
+    SHOW(connect(client, (void *)&address, sizeof address));
     int peer = accept(listener, NULL, NULL);
     close(listener);
     return peer;
@@ -88,8 +85,8 @@ static void leave_or_close(int number) {
     close(interrupted);
 }
 
-static void set_timer(int milliseconds, int again) {
-    struct itimerval timer = {{0, again * 1000}, {milliseconds / 1000, milliseconds % 1000 * 1000}};
+static void set_timer(int milliseconds) {
+    struct itimerval timer = {.it_value = {milliseconds / 1000, milliseconds % 1000 * 1000}};
     setitimer(ITIMER_REAL, &timer, NULL);
 }
 
@@ -114,7 +111,7 @@ static void closed_in_the_middle(void) {
             interrupted = e.client;
             struct sigaction action = {.sa_handler = leave_or_close};
             sigaction(SIGALRM, &action, NULL);
-            set_timer(10 + i, 0);
+            set_timer(10 + i);
             char byte = 'x';
             if (sigsetjmp(place, 1) == 0)
                 while (send(e.client, &byte, 1, MSG_NOSIGNAL) == 1 && recv(e.client, &byte, 1, 0) == 1) continue;
@@ -148,7 +145,7 @@ static void much_is_interrupted(void) {
         close(e.server);
         struct sigaction action = {.sa_handler = nothing};
         sigaction(SIGALRM, &action, NULL);
-        set_timer(20, 0);
+        set_timer(20);
         ssize_t done = sends ? send(e.client, much, size, MSG_NOSIGNAL) : recv(e.client, much, size, MSG_WAITALL);
         SHOW(done > 0 && done < (ssize_t)size);
         kill(pid, SIGKILL);
@@ -160,8 +157,7 @@ static void much_is_interrupted(void) {
 
 static void *talk(void *unused) {
     (void)unused;
-    int server = -1, client = socket(AF_INET, SOCK_STREAM, 0);
-    server = connect_again(client);
+    int client = socket(AF_INET, SOCK_STREAM, 0), server = connect_again(client);
     char byte = 'x';
     for (int i = 0; i < 500; i++)
         if (write(client, &byte, 1) != 1 || read(server, &byte, 1) != 1) fail("talking");

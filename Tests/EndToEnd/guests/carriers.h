@@ -77,19 +77,22 @@ static uint64_t milliseconds(void) {
 
 static int moves = 1;  // connections to 127.0.0.1 must
 
+/// A new listener for connections of this carrier, and its address.
+static int make_listener(struct sockaddr_in *address) {
+    socklen_t length = sizeof *address;
+    *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK + (carrier == 0))}};
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listener, (void *)address, length) < 0 || listen(listener, 16) < 0) fail("listen");
+    getsockname(listener, (void *)address, &length);
+    return listener;
+}
+
 static struct ends make_ends(void) {
     static int listeners[2] = {-1, -1};
     static struct sockaddr_in addresses[2];
-    socklen_t length = sizeof *addresses;
-    if (listeners[carrier] < 0) {
-        addresses[carrier].sin_family = AF_INET;
-        addresses[carrier].sin_addr.s_addr = htonl(INADDR_LOOPBACK + (carrier == 0));
-        listeners[carrier] = socket(AF_INET, SOCK_STREAM, 0);
-        if (bind(listeners[carrier], (void *)&addresses[carrier], length) < 0 || listen(listeners[carrier], 16) < 0) fail("listen");
-        getsockname(listeners[carrier], (void *)&addresses[carrier], &length);
-    }
+    if (listeners[carrier] < 0) listeners[carrier] = make_listener(&addresses[carrier]);
     struct ends ends = {socket(AF_INET, SOCK_STREAM, 0), -1};
-    if (connect(ends.client, (void *)&addresses[carrier], length) < 0) fail("connect");
+    if (connect(ends.client, (void *)&addresses[carrier], sizeof *addresses) < 0) fail("connect");
     ends.server = accept(listeners[carrier], NULL, NULL);
     if (ends.server < 0) fail("accept");
     setsockopt(ends.client, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));

@@ -108,13 +108,9 @@ static void unread_at_exit(void) {
 // Before the connection has moved, too, and whoever else still looks at it. An urgent byte is unread as others are.
 static void resets_at_once(void) {
     for (int way = 0; way < 3; way++) {
-        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK + (carrier == 0))}};
-        socklen_t length = sizeof address;
-        int listener = socket(AF_INET, SOCK_STREAM, 0);
-        if (bind(listener, (void *)&address, length) < 0 || listen(listener, 4) < 0) fail("listen");
-        getsockname(listener, (void *)&address, &length);
-        int client = socket(AF_INET, SOCK_STREAM, 0);
-        if (connect(client, (void *)&address, length) < 0) fail("connect");
+        struct sockaddr_in address;
+        int listener = make_listener(&address), client = socket(AF_INET, SOCK_STREAM, 0);
+        if (connect(client, (void *)&address, sizeof address) < 0) fail("connect");
         int server = accept(listener, NULL, NULL);
         if (way == 0) {
             struct linger linger = {1, 0};
