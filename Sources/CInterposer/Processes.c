@@ -329,6 +329,7 @@ __asm__(
     ".globl vfork\n.type vfork, @function\n"
     ".globl __vfork\n.type __vfork, @function\n"
     ".hidden ss_borrowers\n"
+    ".hidden ss_section\n"
     "__vfork:\n"
     "    .cfi_startproc\n"
     "    endbr64\n"
@@ -351,6 +352,9 @@ __asm__(
     "    testl %eax, %eax\n"
     "    jz 1f\n"
     "    lock decl ss_borrowers(%rip)\n"
+    // The child may have been killed in the middle of a section of its own, in this thread's memory.
+    "    movq ss_section@gottpoff(%rip), %rcx\n"
+    "    movq $0, %fs:(%rcx)\n"
     "    cmpl $-4095, %eax\n"
     "    jae 2f\n"
     "1:  ret\n"

@@ -11,7 +11,6 @@
 // The stubs: what the table holds before dlsym. Not cancellation points; everything else as libc does it.
 
 extern void __chk_fail(void) __attribute__((noreturn));
-extern int __sigaction(int, const struct sigaction *, struct sigaction *);
 
 static long result_of(long r) {
     if (r >= 0) return r;
@@ -178,60 +177,6 @@ STUB(int, epoll_ctl, (int s, int o, int fd, struct epoll_event *v), CALL(epoll_c
 STUB(int, epoll_wait, (int s, struct epoll_event *v, int n, int ms), CALL(epoll_pwait, s, v, n, ms, 0, 8))
 STUB(int, epoll_pwait, (int s, struct epoll_event *v, int n, int ms, const void *m), CALL(epoll_pwait, s, v, n, ms, m, 8))
 STUB(int, epoll_pwait2, (int s, struct epoll_event *v, int n, const struct timespec *t, const void *m), CALL(epoll_pwait2, s, v, n, t, m, 8))
-
-// sigaction needs libc's return trampoline, so the stub is libc's function under its other exported name.
-static int stub_sigaction(int n, const struct sigaction *a, struct sigaction *o) { return __sigaction(n, a, o); }
-static int set_action(int n, const struct sigaction *a, struct sigaction *o) {
-    return ss_program_sigaction(n, a, o) ? 0 : __sigaction(n, a, o);
-}
-static void *set_handler(int n, void *handler, int flags) {
-    struct sigaction action, old;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = (__sighandler_t)handler;
-    action.sa_flags = flags;
-    if (handler == (void *)SIG_ERR) {
-        errno = EINVAL;
-        return (void *)SIG_ERR;
-    }
-    if (!(flags & SA_RESETHAND)) sigaddset(&action.sa_mask, n);
-    return set_action(n, &action, &old) < 0 ? (void *)SIG_ERR : (void *)old.sa_handler;
-}
-static void *stub_signal(int n, void *h) { return set_handler(n, h, SA_RESTART); }
-static void *stub_ssignal(int n, void *h) { return set_handler(n, h, SA_RESTART); }
-static void *stub_bsd_signal(int n, void *h) { return set_handler(n, h, SA_RESTART); }
-static void *stub_sysv_signal(int n, void *h) { return set_handler(n, h, SA_RESETHAND | SA_NODEFER); }
-static void *stub___sysv_signal(int n, void *h) { return set_handler(n, h, SA_RESETHAND | SA_NODEFER); }
-static int stub_siginterrupt(int n, int interrupts) {
-    struct sigaction action;
-    if (n < 1 || set_action(n, NULL, &action) < 0) return -1;
-    if (interrupts) action.sa_flags &= ~SA_RESTART;
-    else action.sa_flags |= SA_RESTART;
-    return set_action(n, &action, NULL);
-}
-// SIG_HOLD, 2, is no handler: it blocks the signal.
-static void *stub_sigset(int n, void *handler) {
-    struct sigaction action, old;
-    uint64_t set = n >= 1 && n <= 64 ? 1ull << (n - 1) : 0, before = 0;
-    if (handler == (void *)SIG_ERR || set_action(n, NULL, &old) < 0) {
-        errno = EINVAL;
-        return (void *)SIG_ERR;
-    }
-    int holds = handler == (void *)2;
-    ss_sys_sigprocmask(holds ? SIG_BLOCK : SIG_UNBLOCK, &set, &before);
-    if (!holds) {
-        memset(&action, 0, sizeof action);
-        action.sa_handler = (__sighandler_t)handler;
-        if (set_action(n, &action, NULL) < 0) return (void *)SIG_ERR;
-    }
-    return before & set ? (void *)2 : (void *)old.sa_handler;
-}
-static int stub_sigignore(int n) { return set_handler(n, (void *)SIG_IGN, SA_RESTART) == (void *)SIG_ERR ? -1 : 0; }
-
-void *ss_program_signal(int n, void *handler, int once) {
-    return set_handler(n, handler, once ? SA_RESETHAND | SA_NODEFER : SA_RESTART);
-}
-int ss_program_siginterrupt(int n, int interrupts) { return stub_siginterrupt(n, interrupts); }
-void *ss_program_sigset(int n, void *handler) { return stub_sigset(n, handler); }
 
 STUB(int, execve, (const char *p, char *const *a, char *const *e), CALL(execve, p, a, e, 0, 0, 0))
 STUB(int, execveat, (int d, const char *p, char *const *a, char *const *e, int g), CALL(execveat, d, p, a, e, g, 0))

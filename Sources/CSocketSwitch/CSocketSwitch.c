@@ -55,11 +55,12 @@ void ss_begin_copied_memory(void) {
     if (ss_own_mark) __atomic_store_n(ss_own_mark, 1, __ATOMIC_RELAXED);
 }
 
-// As libc's own cancellation points do it: cancellable at any moment, but only around the bare system call.
+// As libc's own cancellation points do it: cancellable at any moment, but only around the bare system call. (A thread that ends
+// here ends in the section of its call: handlers that come while it cleans up wait for its next sleep.)
 long ss_cancellable_syscall6(long n, long a, long b, long c, long d, long e, long f) {
     int type, ignored;
     pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &type);
-    long result = ss_syscall6(n, a, b, c, d, e, f);
+    long result = ss_interruptible_syscall6(n, a, b, c, d, e, f);
     pthread_setcanceltype(type, &ignored);
     return result;
 }

@@ -140,7 +140,8 @@ extern const struct guarded __stop_ss_guarded[] __attribute__((visibility("hidde
 static uintptr_t place(const int32_t *relative) { return (uintptr_t)relative + (uintptr_t)(intptr_t)*relative; }
 
 /// Lets the interrupted copy go on with its error. 0: the instruction is none of a copy.
-static int resume_copy(ucontext_t *context) {
+int ss_resume_copy(void *interrupted) {
+    ucontext_t *context = interrupted;
 #if defined(__x86_64__)
     uintptr_t instruction = (uintptr_t)context->uc_mcontext.gregs[REG_RIP];
 #else
@@ -160,113 +161,7 @@ static int resume_copy(ucontext_t *context) {
     return 0;
 }
 
-// MARK: The two signals
-//
-// The kernel has our handler with the flags, and the mask, of the program's own action, so that the program's handler,
-// entered by a jump, finds everything as the kernel would have made it. What the program set, and sees, is kept here.
-
-enum { SIGNALS = 2 };
-static const int signals[SIGNALS] = {SIGSEGV, SIGBUS};
-
-static struct sigaction programs[SIGNALS];
-
-static int32_t owner;            // the process whose signals these are: a vfork child has its own, in the same memory
-static uint32_t lock;            // 0, or the thread that changes them
-static uint32_t is_guarding;
-
-// libc's, under the name that nobody takes: sigaction is ours in the library.
-extern int __sigaction(int, const struct sigaction *, struct sigaction *);
-
-static int index_of(int signal) { return signal == SIGSEGV ? 0 : signal == SIGBUS ? 1 : -1; }
-
-static void set_default(int signal) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    __sigaction(signal, &action, NULL);
-}
-
-static void on_fault(int signal, siginfo_t *info, void *context);
-
-/// Puts our handler into force as `action` would be. 0, or -1 and errno.
-static int put_in_force(int i, const struct sigaction *action) {
-    struct sigaction ours = *action;
-    if (action->sa_handler == SIG_IGN) {
-        return __sigaction(signals[i], &ours, NULL);  // what is ignored stays so over exec
-    }
-    ours.sa_sigaction = on_fault;
-    ours.sa_flags = (ours.sa_flags | SA_SIGINFO) & ~(int)SA_RESETHAND;
-    if (action->sa_handler == SIG_DFL) {
-        ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        sigemptyset(&ours.sa_mask);
-    }
-    return __sigaction(signals[i], &ours, NULL);
-}
-
-/// The default action, with the true context: the signal comes once more when the handler has returned.
-static void die_of(int signal, siginfo_t *info) {
-    set_default(signal);
-    ss_syscall6(SYS_rt_tgsigqueueinfo, ss_sys_getpid(), ss_sys_gettid(), signal, (long)info, 0, 0);
-}
-
-static void on_fault(int signal, siginfo_t *info, void *context) {
-    // Only what the processor reported (si_code > 0) is about the instruction.
-    if (info->si_code > 0 && resume_copy(context)) return;
-    struct sigaction *action = &programs[index_of(signal)];
-    void (*handler)(int, siginfo_t *, void *) = action->sa_sigaction;
-    if (handler == (void *)SIG_DFL) return die_of(signal, info);
-    if (handler == (void *)SIG_IGN) return;
-    if (action->sa_flags & SA_RESETHAND) action->sa_handler = SIG_DFL;
-    return handler(signal, info, context);
-}
-
-static uint64_t take_lock(void) {
-    uint64_t all = ~(uint64_t)0, before = 0;
-    ss_sys_sigprocmask(SIG_BLOCK, &all, &before);
-    // A holder that died in a fork is not waited for long.
-    for (int round = 0; round < 1000000; round++) {
-        uint32_t free = 0;
-        if (__atomic_compare_exchange_n(&lock, &free, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) break;
-        ss_pause();
-    }
-    return before;
-}
-
-static void give_lock(uint64_t mask) {
-    __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
-    ss_sys_sigprocmask(SIG_SETMASK, &mask, NULL);
-}
-
-/// The program has confined itself: no system call may be made for it any more.
-static uint32_t is_given_up;
-
-void ss_guard_memory(void) {
-    if (__atomic_load_n(&is_guarding, __ATOMIC_ACQUIRE) || __atomic_load_n(&is_given_up, __ATOMIC_ACQUIRE)) return;
-    int error = errno;
-    uint64_t mask = take_lock();
-    if (!is_guarding) {
-        owner = (int32_t)ss_sys_getpid();
-        for (int i = 0; i < SIGNALS; i++) {
-            if (__sigaction(signals[i], NULL, &programs[i]) == 0) put_in_force(i, &programs[i]);
-        }
-        __atomic_store_n(&is_guarding, 1, __ATOMIC_RELEASE);
-    }
-    give_lock(mask);
-    errno = error;
-}
-
-void ss_unguard_memory(void) {
-    uint64_t mask = take_lock();
-    if (is_guarding)
-        for (int i = 0; i < SIGNALS; i++) __sigaction(signals[i], &programs[i], NULL);
-    __atomic_store_n(&is_given_up, 1, __ATOMIC_RELEASE);
-    __atomic_store_n(&is_guarding, 0, __ATOMIC_RELEASE);
-    give_lock(mask);
-}
-
-void ss_guard_memory_after_fork(void) {
-    if (is_guarding) owner = (int32_t)ss_sys_getpid();
-    __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
-}
+// MARK: For calls that may come before the guard
 
 long ss_copy_program_memory(void *target, const void *source, size_t count) {
     if (!target || !source) return count == 0 ? 0 : -1;
@@ -300,35 +195,4 @@ long ss_probe_program_memory(void *memory, size_t count) {
     for (; at < last; at = (at | 4095) + 1)
         if (probe((unsigned char *)at) < 0) return -1;
     return probe((unsigned char *)last);
-}
-
-int ss_program_sigaction(int signal, const struct sigaction *action, struct sigaction *old) {
-    int i = index_of(signal);
-    if (i < 0 || !__atomic_load_n(&is_guarding, __ATOMIC_ACQUIRE)) return 0;
-    // A child of vfork sets its own action, and sees what it inherited; our record is its parent's.
-    int foreign = ss_sys_getpid() != owner;
-    if (action && foreign) {
-        struct sigaction inherited = programs[i];
-        if (__sigaction(signal, action, NULL) == 0 && old) *old = inherited;
-        return 1;
-    }
-    uint64_t mask = take_lock();
-    struct sigaction before = programs[i];
-    if (action) {
-        struct sigaction wanted = *action;
-        if (put_in_force(i, &wanted) == 0) {
-            // As the kernel would give it back: with the flags that libc adds.
-            struct sigaction in_force;
-            if (__sigaction(signal, NULL, &in_force) == 0) {
-                wanted.sa_flags |= in_force.sa_flags & 0x04000000;  // SA_RESTORER
-                wanted.sa_restorer = in_force.sa_restorer;
-            }
-            sigdelset(&wanted.sa_mask, SIGKILL);
-            sigdelset(&wanted.sa_mask, SIGSTOP);
-            programs[i] = wanted;
-        }
-    }
-    give_lock(mask);
-    if (old) *old = before;
-    return 1;
 }

@@ -52,7 +52,7 @@ extension Session {
             if last { mustReset = sayGoodbye() }
             word(Connection.Offsets.up).store(Up.no)
             fullFence()  // pairs with the addition in enterWatch
-            // (In a signal handler that interrupted a holder of the locks this thread is in the middle of a send or receive.)
+            // (In a handler that was set past libc this thread may be in the middle of a send or receive.)
             if sending == .acquired, receiving == .acquired, awaitWatchers() {
                 releaseWindows(last: last)
             } else {
@@ -67,8 +67,8 @@ extension Session {
         return mustReset
     }
 
-    /// False: somebody still looks at the windows. That is a call that this thread's own signal handler has interrupted and will
-    /// come back to, or one that a longjmp out of a handler has left for ever: they must stay mapped.
+    /// False: somebody still looks at the windows. That is a call that a handler of this thread has interrupted and will come back
+    /// to, or has left for ever, a handler that was set past libc: they must stay mapped.
     private func awaitWatchers() -> Bool {
         let deadline = ss_monotonic_ns() &+ Session.watchersNanoseconds
         while watchers.loadSequential() != 0 {
@@ -98,12 +98,15 @@ extension Session {
         var deadline: UInt64 = 0
         var position: UInt64 = 0
         while enterWatch() {
-            defer { leaveWatch(0) }
-            guard slot.sendLock.lock() == .acquired else { return }
+            guard slot.sendLock.lock() == .acquired else {
+                leaveWatch(0)
+                return
+            }
             var isSettled = true
             if isLast, !has(Slot.Flags.writeShutDown) { isSettled = settleBeforeEnd() } else if owesPeer { isSettled = answerPeer() }
             let now = slot.backlogPosition.loadRelaxed()
             slot.sendLock.unlock()
+            leaveWatch(0)
             // Whoever else holds the socket goes on with it.
             if isSettled || !isLast { return }
             let time = ss_monotonic_ns()

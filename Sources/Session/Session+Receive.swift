@@ -16,7 +16,7 @@ extension Session {
         let peeks = flags & Int32(MSG_PEEK) != 0
         let least = nonBlocking ? 1 : flags & Int32(MSG_WAITALL) != 0 ? total : lowWaterMark(fd)
         var wait = WaitState(slot)
-        defer { wait.releaseSignals() }
+        defer { wait.leave() }
         var fd = fd
         var done = 0
         while true {
@@ -29,8 +29,7 @@ extension Session {
                 if result == -Int(EAGAIN) { servePeer() }
             } else if !isDual {
                 slot.receiveLock.unlock()
-                wait.releaseSignals()
-                guard let received = receivePlainly(fd, message, &cursor, flags) else { continue }
+                guard let received = wait.outside({ receivePlainly(fd, message, &cursor, flags) }) else { continue }
                 if received <= 0 { return partial(done, received) }
                 if peeks { return received }
                 done &+= received
@@ -102,11 +101,17 @@ extension Session {
             let generation = slot.generation.loadRelaxed()
             var taken = tryReceiveQuickly(buffer, count, generation)
             if taken > 0 { return taken }
-            if flags & Int32(MSG_DONTWAIT) == 0, !has(Slot.Flags.nonBlocking), looksForAnswer() {
-                taken = tryReceiveQuickly(buffer, count, generation)
-                if taken > 0 { return taken }
-                // Closed by another thread meanwhile: the slot may stand for another connection.
-                if slot.generation.loadRelaxed() != generation { return -Int(EBADF) }
+            if flags & Int32(MSG_DONTWAIT) == 0, !has(Slot.Flags.nonBlocking) {
+                // A handler that comes while it looks would end a wait.
+                ss_enter_section()
+                defer { ss_leave_section() }
+                if looksForAnswer() {
+                    taken = tryReceiveQuickly(buffer, count, generation)
+                    if taken > 0 { return taken }
+                    // Closed by another thread meanwhile: the slot may stand for another connection.
+                    if slot.generation.loadRelaxed() != generation { return -Int(EBADF) }
+                }
+                return receiveOneBuffer(fd, buffer, count, flags)
             }
         }
         return receiveOneBuffer(fd, buffer, count, flags)

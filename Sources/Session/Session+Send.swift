@@ -20,7 +20,7 @@ extension Session {
         if total == 0 { return takeReset() ? -Int(ECONNRESET) : ss_sys_sendmsg(fd, message, flags) }
         let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
         var wait = WaitState(slot)
-        defer { wait.releaseSignals() }
+        defer { wait.leave() }
         var fd = fd
         var done = 0
         while true {
@@ -39,8 +39,7 @@ extension Session {
             }
             slot.sendLock.unlock()
             if isPlain {
-                wait.releaseSignals()
-                guard let sent = sendPlainly(fd, message, &cursor, flagsNow) else { continue }
+                guard let sent = wait.outside({ sendPlainly(fd, message, &cursor, flagsNow) }) else { continue }
                 if sent <= 0 { return partial(done, sent) }
                 result = sent
             }
@@ -332,7 +331,7 @@ extension Session {
         }
         let nonBlocking = has(Slot.Flags.nonBlocking)
         var wait = WaitState(slot)
-        defer { wait.releaseSignals() }
+        defer { wait.leave() }
         var fd = fd
         var done = 0
         var result = 0
@@ -345,11 +344,10 @@ extension Session {
                 result = takesPart ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
                 slot.sendLock.unlock()
                 if isPlain {
-                    wait.releaseSignals()
                     // The session has ended under this call.
                     guard let ticket = slot.enterPlain(slot.plainWriters) else { continue }
                     var at = position
-                    result = ss_sys_sendfile(fd, input, &at, count &- done)
+                    result = wait.outside { ss_sys_sendfile(fd, input, &at, count &- done) }
                     slot.plainWriters.leave(ticket)
                     if result > 0 { slot.tcpBytesSent.count(UInt64(result)) }
                 }

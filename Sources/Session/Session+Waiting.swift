@@ -10,62 +10,36 @@ struct WaitState {
     let generation: UInt64
     /// Our doorbell was found rung: it must be silenced before the next sleep.
     var rang = false
-    /// A handler ran during the last sleep: what was moved in part is not waited for any longer.
+    /// A handler ran since the last wait: what was moved in part is not waited for any longer.
     var interrupted = false
-    /// The program's mask, while signals are held back: between a long look and the sleep that follows it.
-    var mask: UInt64 = 0
-    var holdsSignals = false
-    /// How often this call has waited.
-    private var waits = 0
     /// Monotonic nanoseconds; 0 = not asked yet, `never` = no time-out (SO_RCVTIMEO, SO_SNDTIMEO).
     var deadline: UInt64 = 0
 
     static var never: UInt64 { UInt64.max }
 
-    init(_ slot: Slot) { generation = slot.generation.loadRelaxed() }
-
-    /// A call that looks for a while is in the middle of the call all the same: a handler without SA_RESTART that ran
-    /// meanwhile would have to end it, and nobody would know. So its signal waits for the sleep. (Those that an
-    /// instruction causes cannot wait.) Programs without such handlers pay nothing.
-    mutating func holdSignals() {
-        guard !holdsSignals, ss_session_state.interrupting_signals != 0 else { return }
-        var all = ~(WaitState.bit(SIGSEGV) | WaitState.bit(SIGBUS) | WaitState.bit(SIGFPE) | WaitState.bit(SIGILL) | WaitState.bit(SIGTRAP))
-        holdsSignals = ss_sys_sigprocmask(SIG_BLOCK, &all, &mask) == 0
+    /// One call is one section from here to `leave`.
+    init(_ slot: Slot) {
+        generation = slot.generation.loadRelaxed()
+        ss_enter_section()
     }
 
-    /// A call that waits again and again moves much: signals wait for its next wait, too, while it copies, as the kernel looks for
-    /// them only there. True: one has waited, and its handler has run; -EINTR is right where nothing has been moved.
-    mutating func takesSignals() -> Bool {
-        waits &+= 1
-        guard holdsSignals else { return false }
-        var pending: UInt64 = 0
-        let asked = withUnsafeMutablePointer(to: &pending) { ss_syscall6(Int(SYS_rt_sigpending), Int(bitPattern: $0), 8, 0, 0, 0, 0) }
-        pending &= ~mask
-        guard asked == 0, pending != 0 else { return false }
-        releaseSignals()
-        // Others are ignored, or end the process.
-        let interrupting = ss_session_state.interrupting_signals
-        let restarting = Word(ss_session_state_address(), Int(SS_RESTARTING_SIGNALS_OFFSET)).loadRelaxed()
-        guard pending & (interrupting | restarting) != 0 else { return false }
+    func leave() { ss_leave_section() }
+
+    /// For a call of the kernel's own, which ends or restarts it as it sees fit.
+    func outside<Result>(_ body: () -> Result) -> Result {
+        let depth = ss_suspend_section()
+        defer { ss_resume_section(depth) }
+        return body()
+    }
+
+    /// Runs the handlers that came meanwhile, at a moment at which the call has nothing to do but wait: the kernel looks for them
+    /// there. nil: none ran. 0: they are such that it would begin the call anew. Else -EINTR, right where nothing has been moved.
+    mutating func takeHandlers() -> Int? {
+        guard ss_waiting_handlers() != 0 else { return nil }
+        let ran = ss_take_handlers()
+        guard ran != 0 else { return nil }
         interrupted = true
-        restarts = deadline == WaitState.never && pending & interrupting == 0
-        return true
-    }
-
-    /// The signals that ended the wait are such that the kernel would begin the call anew.
-    private(set) var restarts = false
-
-    /// The end of one wait.
-    mutating func endWait() {
-        if waits > 1, !interrupted { holdSignals() } else { releaseSignals() }
-    }
-
-    private static func bit(_ signal: Int32) -> UInt64 { UInt64(1) << UInt64(signal - 1) }
-
-    mutating func releaseSignals() {
-        guard holdsSignals else { return }
-        holdsSignals = false
-        _ = ss_sys_sigprocmask(SIG_SETMASK, &mask, nil)
+        return ran & UInt32(SS_HANDLER_INTERRUPTS) == 0 && deadline == WaitState.never ? 0 : -Int(EINTR)
     }
 }
 
@@ -99,16 +73,15 @@ extension Session {
 
     func waitToReceive(_ fd: Int32, _ wait: inout WaitState) -> Int {
         wait.interrupted = false
-        if wait.takesSignals() { return wait.restarts ? 0 : -Int(EINTR) }
+        if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
+        if let result = wait.takeHandlers() { return result }
         guard enterWatch() else { return 0 }
         if slot.invitation.loadRelaxed() == Invitation.rewindUndecided {
             // The peer stands still between two words; no ring will tell of the second.
             leaveWatch(0)
-            if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
             return sleep(fd, 0, -1, &wait, atMost: Session.tickNanoseconds, receiving: true)
         }
-        defer { wait.endWait() }
-        if spin(receiving: true, &wait) { return leaveWatch(0) }
+        if spin(receiving: true) { return leaveWatch(0) }
         doorbellSleepers.add(1)  // before arming: whoever silences the bell looks at it afterwards
         let drained = wait.rang
         if drained { drainDoorbellForReceiver() }
@@ -127,7 +100,6 @@ extension Session {
         let notification = connection.pointee.notification
         leaveWatch(0)
         defer { stopSleepingOnDoorbell() }
-        if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
         var events = isBehindCut ? 0 : Int16(POLLIN) | (mayWatchForEnd ? Int16(POLLRDHUP) : 0)
         if hasBacklog { events |= Int16(POLLOUT) }
         return sleepInCall(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
@@ -152,16 +124,15 @@ extension Session {
 
     func waitToSend(_ fd: Int32, _ wait: inout WaitState) -> Int {
         wait.interrupted = false
-        if wait.takesSignals() { return wait.restarts ? 0 : -Int(EINTR) }
-        guard enterWatch() else { return 0 }
         if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_SNDTIMEO) }
+        if let result = wait.takeHandlers() { return result }
+        guard enterWatch() else { return 0 }
         if sendsOnTCP || sendNeedsTCP {
             // The kernel knows everything. (POLLRDHUP would stay up after the peer's half-close.)
             leaveWatch(0)
             return sleepInCall(fd, Int16(POLLOUT), -1, &wait, atMost: WaitState.never, receiving: false)
         }
-        defer { wait.endWait() }
-        if spin(receiving: false, &wait) { return leaveWatch(0) }
+        if spin(receiving: false) { return leaveWatch(0) }
         var mayListen = true
         if wait.rang { mayListen = drainDoorbellForSender() }
         wait.rang = false
@@ -228,13 +199,17 @@ extension Session {
     /// Keeps the windows mapped until `leaveWatch`. False: they are gone.
     package func enterWatch() -> Bool {
         var patience = 0
+        ss_enter_section()
         while true {
             watchers.add(1)
             let up = word(Connection.Offsets.up).load()
             if up == Up.yes { return true }
             watchers.subtract(1)
             // (A signal handler that interrupted the very thread that decides would wait in vain.)
-            if up == Up.no || patience == 1000 { return false }
+            if up == Up.no || patience == 1000 {
+                ss_leave_section()
+                return false
+            }
             patience &+= 1
             _ = ss_sys_sched_yield()
         }
@@ -243,13 +218,14 @@ extension Session {
     @discardableResult
     package func leaveWatch(_ result: Int) -> Int {
         watchers.subtract(1)
+        ss_leave_section()
         return result
     }
 
     var watchers: Word { word(Connection.Offsets.watchers) }
 
     /// Looks until the direction makes progress or the budget is spent.
-    private func spin(receiving: Bool, _ wait: inout WaitState) -> Bool {
+    private func spin(receiving: Bool) -> Bool {
         if receiving ? looksReadable : looksWritable { return true }
         if ss_session_state.never_spin != 0 { return false }
         if receiving ? receivesOnTCP : sendsOnTCP { return false }
@@ -265,7 +241,6 @@ extension Session {
         let isCrowded = Crowd.isHere(start)
         if peerCPU == ownCPU {
             if isCrowded { return false }
-            wait.holdSignals()
             var yields = 0
             var before = start
             while yields < 20 {
@@ -297,8 +272,7 @@ extension Session {
                     pauses &+= 1
                 }
             } else {
-                wait.holdSignals()
-                _ = ss_sys_sched_yield()
+                    _ = ss_sys_sched_yield()
                 let found = receiving ? looksReadable : looksWritable
                 let now = ss_monotonic_ns()
                 if found, isMuch(receiving) { return true }
@@ -333,23 +307,16 @@ extension Session {
             if start >= wait.deadline { return -Int(EAGAIN) }
             nanoseconds = min(nanoseconds, wait.deadline &- start)
         }
-        // The kernel restarts a receive or send after a handler with SA_RESTART, unless it has a time-out. After EINTR alone
-        // nobody can tell which kind of handler ran: so, where there are both, those that restart wait behind a descriptor.
-        var mask = wait.mask
-        let watchesSignals = wait.deadline == WaitState.never && Session.deferRestartingSignals(&mask, isKnown: wait.holdsSignals)
-        let setsMask = watchesSignals || wait.holdsSignals
-        var list = (entries.0, entries.1, pollfd(fd: watchesSignals ? ss_session_state.signal_descriptor : -1, events: Int16(POLLIN), revents: 0))
-        let result = withUnsafeMutableBytes(of: &list) { bytes in
+        let result = withUnsafeMutableBytes(of: &entries) { bytes in
             let list = bytes.baseAddress?.assumingMemoryBound(to: pollfd.self)
             var timeout = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
-            let limit = withUnsafePointer(to: &timeout) { nanoseconds == WaitState.never ? nil : $0 }
-            return withUnsafePointer(to: &mask) { ss_sys_ppoll(list, watchesSignals ? 3 : 2, limit, setsMask ? $0 : nil) }
+            return ss_sys_ppoll(list, 2, nanoseconds == WaitState.never ? nil : withUnsafePointer(to: &timeout) { $0 }, nil)
         }
-        entries = (list.0, list.1)
-        wait.interrupted = result == -Int(EINTR) || list.2.revents != 0
         if result == -Int(EINTR) {
-            let restarts = ss_session_state.interrupting_signals == 0 && wait.deadline == WaitState.never
-            return restarts ? 0 : result
+            if let answer = wait.takeHandlers() { return answer }
+            // One that was set past libc, which is taken for one that restarts.
+            wait.interrupted = true
+            return wait.deadline == WaitState.never ? 0 : result
         }
         if result < 0 { return result }
         wait.rang = entries.1.revents != 0
@@ -364,20 +331,6 @@ extension Session {
             }
         }
         return 0
-    }
-
-    /// Whether this sleep is to hold signals back whose handlers restart: makes its mask. Not while the program itself holds
-    /// such a signal back, which would keep the descriptor readable.
-    private static func deferRestartingSignals(_ mask: inout UInt64, isKnown: Bool) -> Bool {
-        // Each by itself: other threads change other parts of the record.
-        let restarting = Word(ss_session_state_address(), Int(SS_RESTARTING_SIGNALS_OFFSET)).loadRelaxed()
-        guard restarting != 0, ss_session_state.signal_descriptor > 0, ss_session_state.interrupting_signals != 0 else { return false }
-        if !isKnown, ss_sys_sigprocmask(SIG_BLOCK, nil, &mask) != 0 { return false }
-        var pending: UInt64 = 0
-        let asked = withUnsafeMutablePointer(to: &pending) { ss_syscall6(Int(SYS_rt_sigpending), Int(bitPattern: $0), 8, 0, 0, 0, 0) }
-        guard asked == 0, pending & mask & restarting == 0 else { return false }
-        mask |= restarting
-        return true
     }
 
     /// The time-out that the program set on the socket, as a point of monotonic time.

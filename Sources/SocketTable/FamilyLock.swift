@@ -12,14 +12,16 @@ import StreamRing
 /// Between the two stands the PID namespace that the id is meant in (`ss_relatives`, its last 9 bits): an owner in another one
 /// cannot be asked about, and counts as dead when it has not moved for two seconds.
 ///
-/// Not re-entrant: `lock()` answers `.ownedByThisThread` to a signal handler that interrupted the owner.
+/// While it is held no handler of the program runs in this thread (ProgramSignals.h); one that comes runs in `unlock`. Not
+/// re-entrant: `lock()` answers `.ownedByThisThread` to a handler that interrupted the owner all the same, since it was set
+/// past libc.
 /// Async-signal-safe; never allocates; fork-safe (a child waits for the parent's thread as for any other).
 package struct FamilyLock {
     package enum Outcome { case acquired, ownedByThisThread }
 
     let word: HalfWord
-    /// The owner's stack depth (address of a local): tells a handler that interrupted the owner, which lies deeper, from
-    /// a frame that the owner's `longjmp` has abandoned.
+    /// The owner's stack depth (address of a local): tells a handler that interrupted the owner all the same, which lies deeper,
+    /// from a frame that its `longjmp` has abandoned.
     let frame: Word
 
     /// The lock takes 16 bytes at `offset`: the word, and the owner's frame.
@@ -40,17 +42,24 @@ package struct FamilyLock {
 
     @inline(__always)
     package func lock() -> Outcome {
+        ss_enter_section()
         let me = FamilyLock.me
         if word.compareExchange(0, me) == 0 {
             frame.storeRelaxed(FamilyLock.stackPosition())
             return .acquired
         }
-        return lockSlowly(me)
+        let outcome = lockSlowly(me)
+        if outcome == .ownedByThisThread { ss_leave_section() }
+        return outcome
     }
 
     @inline(__always)
     package func tryLock() -> Bool {
-        guard word.compareExchange(0, FamilyLock.me) == 0 else { return false }
+        ss_enter_section()
+        guard word.compareExchange(0, FamilyLock.me) == 0 else {
+            ss_leave_section()
+            return false
+        }
         frame.storeRelaxed(FamilyLock.stackPosition())
         return true
     }
@@ -58,6 +67,7 @@ package struct FamilyLock {
     @inline(__always)
     package func unlock() {
         if word.exchange(0) & FamilyLock.sleepers != 0 { _ = ss_sys_futex_wake(word.address, 1) }
+        ss_leave_section()
     }
 
     @inline(__always)

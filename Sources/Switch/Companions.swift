@@ -442,7 +442,6 @@ private func putIntoService(_ index: Int) {
     }
     releaseListener(index)  // not before: a connection that failed here is offered again
     ss_guard_memory()
-    watchSignals()
     session.slot.reason.store(Reason.notInvited.rawValue)
     session.slot.mode.storeSequential(Slot.Mode.dual)
     readinessKick(index)
@@ -584,20 +583,31 @@ func releaseListener(_ index: Int) {
     if count.load() > 0, count.subtract(1) == 0, listening.descriptorCount.load() == 0 { endRetiredListener(listener) }
 }
 
-// MARK: The list of pending companions. Data and wait calls never wait for its lock, since signal handlers come at any time;
+// MARK: The list of pending companions. Data and wait calls never wait for its lock, whose holder may make system calls;
 // closing and forking do (`waitForPendingLock`).
 
-func lockPending() -> Bool { pendingLock.compareExchange(0, UInt32(bitPattern: ss_thread_id())) == 0 }
+func lockPending() -> Bool { takePending(from: 0) }
+
+/// While it is held no handler of the program runs in this thread.
+private func takePending(from owner: UInt32) -> Bool {
+    ss_enter_section()
+    if pendingLock.compareExchange(owner, UInt32(bitPattern: ss_thread_id())) == owner { return true }
+    ss_leave_section()
+    return false
+}
 
 var ownsPendingLock: Bool { pendingLock.load() == UInt32(bitPattern: ss_thread_id()) }
 
-func unlockPending() { pendingLock.store(0) }
+func unlockPending() {
+    pendingLock.store(0)
+    ss_leave_section()
+}
 
 /// The lock's holder exists no more (it was cancelled, or left by a longjmp and a thread's end): the lock is this thread's.
 func takePendingFromDead() -> Bool {
     let owner = pendingLock.load()
     guard owner != 0, ss_sys_tkill(Int32(bitPattern: owner), 0) == -Int(ESRCH) else { return lockPending() }
-    return pendingLock.compareExchange(owner, UInt32(bitPattern: ss_thread_id())) == owner
+    return takePending(from: owner)
 }
 
 private var pendingLock: HalfWord {

@@ -408,28 +408,3 @@ package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMut
 private func setNonBlocking(_ slot: Slot, _ on: Bool) {
     if on { slot.flags.setBits(Slot.Flags.nonBlocking) } else { slot.flags.clearBits(Slot.Flags.nonBlocking) }
 }
-
-/// sigaction was called for `signal` (1...64) with SA_RESTART or without it.
-package func switchSignalAction(_ signal: Int32, restarts: Bool, isHandler: Bool) {
-    guard signal >= 1, signal <= 64, privateState.pointee.arena == nil || !isForeignChild() else { return }
-    let interrupting = Word(ss_session_state_address(), 0)
-    let restarting = Word(ss_session_state_address(), Int(SS_RESTARTING_SIGNALS_OFFSET))
-    let bit = UInt64(1) << UInt64(signal - 1)
-    if isHandler, !restarts { interrupting.setBits(bit) } else { interrupting.clearBits(bit) }
-    if isHandler, restarts { restarting.setBits(bit) } else { restarting.clearBits(bit) }
-    watchSignals()
-}
-
-/// Where handlers of both kinds exist, sleeping calls need the descriptor that tells them apart (`Session.sleep`).
-func watchSignals() {
-    var set = Word(ss_session_state_address(), Int(SS_RESTARTING_SIGNALS_OFFSET)).load()
-    guard privateState.pointee.arena != nil, set != 0, ss_session_state.interrupting_signals != 0 else { return }
-    let slot = HalfWord(ss_session_state_address(), Int(SS_SIGNAL_DESCRIPTOR_OFFSET))
-    let known = Int(Int32(bitPattern: slot.load()))
-    let made = ss_syscall6(
-        Int(SYS_signalfd4), known > 0 ? known : -1, withUnsafeMutablePointer(to: &set) { Int(bitPattern: $0) }, 8,
-        Int(O_CLOEXEC | O_NONBLOCK), 0, 0)
-    guard made >= 0, known <= 0 else { return }
-    let own = adoptOwn(Int32(made))
-    if own > 0, slot.compareExchange(0, UInt32(bitPattern: own)) != 0 { closeOwn(own) }
-}

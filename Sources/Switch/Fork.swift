@@ -15,10 +15,11 @@ package func switchBeforeFork() {
     let state = privateState
     guard switchIsActive, let memory = state.pointee.arena else { return }
     let holdsPending = waitForPendingLock()
-    readinessBeforeFork()
+    let holdsReadiness = readinessBeforeFork()
     let mask = sharedMemoryProviderBeforeFork()
     // Other threads may be forking, too: only now, and until the provider's lock is given back, these are this thread's.
     state.pointee.forkHoldsPending = holdsPending
+    state.pointee.forkHoldsReadiness = holdsReadiness
     state.pointee.forkMask = mask
     let arena = FamilyArena(memory)
     let child = arena.reserveChild(of: Int(state.pointee.process))
@@ -29,14 +30,15 @@ package func switchBeforeFork() {
 package func switchAfterForkInParent() {
     guard switchIsActive else { return }
     let holdsPending = privateState.pointee.forkHoldsPending
+    let holdsReadiness = privateState.pointee.forkHoldsReadiness
     sharedMemoryProviderAfterForkInParent(privateState.pointee.forkMask)
-    readinessAfterForkInParent()
+    if holdsReadiness { readinessAfterForkInParent() }
     if holdsPending { unlockPending() }
 }
 
 package func switchAfterForkInChild() {
     ss_thread_id_reset()
-    ss_guard_memory_after_fork()
+    defer { ss_begin_signals_after_fork() }
     let state = privateState
     state.pointee.pid = Int32(ss_sys_getpid())
     ss_begin_copied_memory()

@@ -58,6 +58,8 @@ package struct PrivateState {
     package var forkMask: UInt64
     /// The fork in progress holds the pending list's lock.
     package var forkHoldsPending: Bool
+    /// And the locks of readiness.
+    package var forkHoldsReadiness: Bool
     package var policyText: UnsafePointer<CChar>?
     /// Socket handles given to providers (`WPUCreateSocketHandle`).
     package var handles: UnsafeMutableRawPointer?

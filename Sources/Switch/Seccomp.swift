@@ -16,7 +16,7 @@ package func switchBeforeSandbox() {
     let state = privateState
     if isForeignChild() { return }
     state.pointee.enabled = false
-    defer { ss_unguard_memory() }
+    defer { ss_give_signals_up() }
     let isActive = switchIsActive
     state.pointee.isConfined = true
     guard isActive else { return }

@@ -51,7 +51,9 @@ package func ensureStarted() -> Bool {
         // Another thread (or the one that this signal handler interrupted) is at it: the socket stays on TCP.
         return false
     }
-    let done = privateState.pointee.enabled && !isForbidden() && startSwitch()
+    let isForbidden = isForbidden()
+    if isForbidden { ss_give_signals_up() }
+    let done = privateState.pointee.enabled && !isForbidden && startSwitch()
     word.store(done ? StartState.ready : StartState.impossible)
     return done
 }

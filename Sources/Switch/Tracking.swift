@@ -276,10 +276,9 @@ private func closeResets(_ fd: Int32) -> Bool {
     return ss_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &value, &length) == 0 && value.l_onoff != 0 && value.l_linger == 0
 }
 
-/// Takes the pending list's lock; false: this thread has it already (also as a signal handler that interrupted its
-/// holder), goes on without, and must not give it back. Whoever has it is through within microseconds, or, when it forks or
-/// the machine is busy, milliseconds: going on without it would tear the records. Only a handler that interrupted a thread
-/// for which the holder waits would wait in vain.
+/// Takes the pending list's lock; false: this thread has it already (also in a handler that interrupted its holder, set past
+/// libc), goes on without, and must not give it back. Whoever has it is through within microseconds, or, when it forks or
+/// the machine is busy, milliseconds: going on without it would tear the records.
 @discardableResult
 func waitForPendingLock() -> Bool {
     var rounds = 0

@@ -106,6 +106,17 @@ class Calls(Case):
         self.on_both_carriers("attacked", "small_stacks", "disconnected_elsewhere", "files_that_are_none", "closed_in_the_middle",
                               "much_is_interrupted")
 
+    def test_handlers(self):
+        """In the middle of calls they send, jump out, end calls or let them go on, as on TCP."""
+        self.on_both_carriers("handlers", "sends_in_a_handler", "stack_above", "jumps_out", "some_restart", "alarms")
+
+    def test_signal_actions(self):
+        program = self.compile("signal-actions")
+        plain = self.run_program([program], False, environment={"PLAIN": "1"})
+        self.assertIn("wait -1 4", plain.output)
+        if not settings.plain:
+            self.assertEqual(plain.output, self.run_program([program]).output)
+
     def test_closed_by_another_thread(self):
         self.on_both_carriers("closed")
 

@@ -48,14 +48,12 @@ extension SessionTests {
             var action = sigaction()
             action.__sigaction_handler.sa_handler = { _ in }
             action.sa_flags = restarts ? SA_RESTART : 0
-            sigaction(SIGUSR1, &action, nil)
-            ss_session_state.interrupting_signals = restarts ? 0 : 1 << UInt64(SIGUSR1 - 1)
+            #expect(ss_program_sigaction(SIGUSR1, &action, nil) == 0)
         }
 
         @Test("A handler without SA_RESTART ends a wait with EINTR", arguments: ProviderUnderTest.allCases, [true, false])
         func interrupted(_ provider: ProviderUnderTest, onCompanion: Bool) throws {
             handle(false)
-            defer { ss_session_state.interrupting_signals = 0 }
             try withPair(provider, onCompanion: onCompanion) { pair in
                 let isOver = Flag()
                 let receiver = startThread {

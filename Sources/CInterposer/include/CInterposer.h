@@ -100,15 +100,6 @@
     X(int, epoll_wait, (int set, struct epoll_event *_Nullable events, int maximum, int timeout)) \
     X(int, epoll_pwait, (int set, struct epoll_event *_Nullable events, int maximum, int timeout, SS_C mask)) \
     X(int, epoll_pwait2, (int set, struct epoll_event *_Nullable events, int maximum, const struct timespec *_Nullable timeout, SS_C mask)) \
-    X(int, sigaction, (int signal, const struct sigaction *_Nullable action, struct sigaction *_Nullable old)) \
-    X(SS_P, signal, (int signal, SS_P handler)) \
-    X(SS_P, ssignal, (int signal, SS_P handler)) \
-    X(SS_P, bsd_signal, (int signal, SS_P handler)) \
-    X(SS_P, sysv_signal, (int signal, SS_P handler)) \
-    X(SS_P, __sysv_signal, (int signal, SS_P handler)) \
-    X(SS_P, sigset, (int signal, SS_P handler)) \
-    X(int, sigignore, (int signal)) \
-    X(int, siginterrupt, (int signal, int interrupts)) \
     X(int, execve, (const char *_Nullable path, SS_LIST arguments, SS_LIST environment)) \
     X(int, execvpe, (const char *_Nullable file, SS_LIST arguments, SS_LIST environment)) \
     X(int, fexecve, (int fd, SS_LIST arguments, SS_LIST environment)) \
@@ -161,11 +152,6 @@ void ss_find_own_name(void) __attribute__((visibility("hidden")));
 extern void pthread_testcancel(void);
 static inline void ss_test_cancel(void) { pthread_testcancel(); }
 
-/// signal(3), or with `once` its System V form, siginterrupt(3) and sigset(3) for a signal that `ss_program_sigaction` has.
-SS_P ss_program_signal(int signal, SS_P handler, int once) __attribute__((visibility("hidden")));
-int ss_program_siginterrupt(int signal, int interrupts) __attribute__((visibility("hidden")));
-SS_P ss_program_sigset(int signal, SS_P handler) __attribute__((visibility("hidden")));
-
 /// The arguments of an exec, as the program gave them.
 struct ss_exec {
     /// The file: `path` below `directory`, or `directory` itself (AT_EMPTY_PATH), or `path` in the directories of PATH.
@@ -197,9 +183,5 @@ extern struct ss_process_hooks ss_process_hooks __attribute__((visibility("hidde
 
 /// pthread_atfork with the hooks of `ss_process_hooks`.
 void ss_register_fork_hooks(void) __attribute__((visibility("hidden")));
-
-static inline int ss_handler_of(const struct sigaction *action) {
-    return action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN;
-}
 
 #pragma clang assume_nonnull end

@@ -31,6 +31,7 @@
 #include <time.h>
 
 #include "ProgramMemory.h"
+#include "ProgramSignals.h"
 #include "sockswitch/spi.h"
 
 // MARK: Raw system calls. All return a value >= 0 or -errno; none touches the caller's errno.
@@ -84,9 +85,9 @@ static const uint64_t ss_pace_cycles = 16;
 /// A system call that a pthread_cancel which arrives meanwhile interrupts: see `ss_sleeping_syscall6`.
 long ss_cancellable_syscall6(long n, long a, long b, long c, long d, long e, long f);
 /// A system call in which the thread may sleep as a cancellation point must: a pthread_cancel that arrives meanwhile ends
-/// the thread here (a lock held across it stays locked). Like `ss_syscall6` while the process has one thread.
+/// the thread here (a lock held across it stays locked). In a section a handler that is put off ends it (ProgramSignals.h).
 static inline long ss_sleeping_syscall6(long n, long a, long b, long c, long d, long e, long f) {
-    return __libc_single_threaded ? ss_syscall6(n, a, b, c, d, e, f) : ss_cancellable_syscall6(n, a, b, c, d, e, f);
+    return __libc_single_threaded ? ss_interruptible_syscall6(n, a, b, c, d, e, f) : ss_cancellable_syscall6(n, a, b, c, d, e, f);
 }
 
 static inline long ss_sys_open_to_read(const char *path) { return ss_syscall6(SYS_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0, 0, 0); }
@@ -271,18 +272,13 @@ extern unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((ali
 
 /// What the session must know about the process it runs in; set by the switch.
 struct ss_session_state {
-    uint64_t interrupting_signals;  // bit n-1: signal n has a handler that was installed without SA_RESTART
     void *off_word;                 // the arena's `switchedOff`, NULL before the arena exists
     uint32_t never_spin;
     uint32_t initial_ring_bytes;    // 0 = the built-in value
-    uint64_t restarting_signals;    // the same for handlers that were installed with SA_RESTART
-    int32_t signal_descriptor;      // readable while one of those is pending; 0 = none: there are not both kinds
     uint64_t crowded_until;         // monotonic nanoseconds, and for how long at a time: see Session/Crowd.swift
     uint64_t crowded_for;
 };
-enum { SS_RESTARTING_SIGNALS_OFFSET = offsetof(struct ss_session_state, restarting_signals),
-       SS_SIGNAL_DESCRIPTOR_OFFSET = offsetof(struct ss_session_state, signal_descriptor),
-       SS_CROWDED_UNTIL_OFFSET = offsetof(struct ss_session_state, crowded_until),
+enum { SS_CROWDED_UNTIL_OFFSET = offsetof(struct ss_session_state, crowded_until),
        SS_CROWDED_FOR_OFFSET = offsetof(struct ss_session_state, crowded_for) };
 extern struct ss_session_state ss_session_state __attribute__((swift_attr("nonisolated(unsafe)")));
 

@@ -2,7 +2,7 @@
 // of a crash.
 //
 // The copies are ordinary instructions. Which ones they are, and where to go on when one faults, stands in the section
-// `ss_guarded`; a handler of SIGSEGV and SIGBUS (ProgramMemory.c) looks the faulting instruction up there. What is not
+// `ss_guarded`; a handler of SIGSEGV and SIGBUS (ProgramSignals.c) looks the faulting instruction up there. What is not
 // found is the program's own business, and gets the program's own action.
 #pragma once
 #include <signal.h>
@@ -64,20 +64,13 @@ static inline __attribute__((always_inline)) long ss_guarded_copy8(void *target,
 /// any instruction does. Leaves a signal alone that the program ignores.
 void ss_guard_memory(void);
 
-/// Gives the program its own actions back, for good: from now on a bad pointer is a fault.
-void ss_unguard_memory(void);
+/// For a handler of faults: lets the interrupted copy go on with its error. 0: the instruction is none of a copy.
+int ss_resume_copy(void *context);
 
 /// As `ss_guarded_copy`, for calls that may come before `ss_guard_memory`: reads and writes of headers and lengths.
 long ss_copy_program_memory(void *_Nullable target, const void *_Nullable source, size_t count);
 
 /// Whether all of it can be written: 0 or -1. Touches each page without changing it.
 long ss_probe_program_memory(void *_Nullable memory, size_t count);
-
-/// sigaction(2) as the program sees it, for a signal that is taken. 1: done, `old` is filled; 0: not taken, libc's own
-/// function is the answer.
-int ss_program_sigaction(int signal, const struct sigaction *_Nullable action, struct sigaction *_Nullable old);
-
-/// In a forked child.
-void ss_guard_memory_after_fork(void);
 
 #pragma clang assume_nonnull end

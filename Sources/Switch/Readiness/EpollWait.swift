@@ -24,11 +24,13 @@ package func switchEpollWait(
     if record.has(EpollSet.Flags.holdsSets) { root.tidyNestedSets() }
     var waiter = EpollWaiter(
         root: root, set: record, descriptor: set, events: events, maximum: Int(maximum), deadline: deadline, mask: mask)
-    if record.dualCount.load() == 0 {
-        let result = waiter.waitPlainly(timeout)
-        if result != EpollWaiter.goOn { return result }
+    return inOneSection(unless: mask) {
+        if record.dualCount.load() == 0 {
+            let result = waiter.waitPlainly(timeout)
+            if result != EpollWaiter.goOn { return result }
+        }
+        return waiter.wait()
     }
-    return waiter.wait()
 }
 
 /// The kernel's wait with what it has to say it with.
@@ -59,7 +61,6 @@ struct EpollWaiter {
     let maximum: Int
     let deadline: UInt64
     let mask: UnsafeRawPointer?
-    var gate = SignalGate()
 
     init(
         root: ReadinessRoot, set: EpollSet, descriptor: Int32, events: UnsafeMutablePointer<epoll_event>, maximum: Int,
@@ -118,7 +119,6 @@ struct EpollWaiter {
             }
             count = sleep(&now)
             if outlivesSet {
-                gate.open()
                 return count == EpollWaiter.goOn ? -Int(EBADF) : count
             }
             if count != EpollWaiter.goOn { return leave(count) }
@@ -286,7 +286,6 @@ struct EpollWaiter {
         var now = start
         while now &- start < budget, !set.hasToFollow(root) {
             let elapsed = now &- start
-            if elapsed > 3_000, mask == nil { gate.close() }
             let yieldsNow = mustYield || elapsed >= UInt64(Crowd.pausesNanoseconds)
             if yieldsNow {
                 _ = ss_sys_sched_yield()
@@ -339,13 +338,10 @@ struct EpollWaiter {
         let start = now
         let left = min(Deadline.left(deadline, start), longest)
         let room = Int32(truncatingIfNeeded: maximum)
-        let (root, descriptor, events) = (root, descriptor, events)
         var timeout = left == Deadline.never ? timespec() : Deadline.fill(left)
-        count = gate.withMask(mask) { mask in
-            left == Deadline.never
-                ? kernelWait(root, descriptor, events, room, nil, mask)
-                : kernelWait(root, descriptor, events, room, &timeout, mask)
-        }
+        count = left == Deadline.never
+            ? kernelWait(root, descriptor, events, room, nil, mask)
+            : kernelWait(root, descriptor, events, room, &timeout, mask)
         if outlivesSet { return withoutOurs(count) }
         stopSleeping()
         if count < 0 { return count }
@@ -376,7 +372,6 @@ struct EpollWaiter {
             if set.has(EpollSet.Flags.shared) { set.handOverToRelatives(root) }
         }
         if set.has(EpollSet.Flags.fired) { set.handOverFired(root) }
-        gate.open()
         return result
     }
 }

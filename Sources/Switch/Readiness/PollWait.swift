@@ -20,7 +20,7 @@ package func switchPoll(
         guard let memory else { return -Int(ENOMEM) }
         var waiter = PollWaiter(list, count, ours: kinds.dual + kinds.plain, memory, deadline, mask)
         waiter.mustAskKernel = deadline == Deadline.now || kinds.needKernel
-        return waiter.wait()
+        return inOneSection(unless: mask) { waiter.wait() }
     }
 }
 
@@ -84,7 +84,6 @@ struct PollWaiter {
     let mask: UnsafeRawPointer?
     /// Windows alone do not answer for the list: the kernel is asked in every call, not every 20 µs only.
     var mustAskKernel = false
-    var gate = SignalGate()
     /// Doorbell entries of the present sleep.
     private var doorbells = 0
     /// Doorbells that others rely on ring on: sleep without them, but not long.
@@ -113,7 +112,6 @@ struct PollWaiter {
     }
 
     mutating func wait() -> Int {
-        defer { gate.open() }
         var now = ss_monotonic_ns()
         var hasSpun = false
         while true {
@@ -245,7 +243,6 @@ struct PollWaiter {
         var now = start
         while now &- start < budget {
             let elapsed = now &- start
-            if elapsed > 3_000, mask == nil { gate.close() }
             let yieldsNow = mustYield || elapsed >= UInt64(Crowd.pausesNanoseconds)
             if yieldsNow {
                 _ = ss_sys_sched_yield()
@@ -298,10 +295,8 @@ struct PollWaiter {
         if ready > 0 { return ready }
         let left = min(Deadline.left(deadline, now), longest)
         var timeout = left == Deadline.never ? timespec() : Deadline.fill(left)
-        let (extended, total) = (extended, count + doorbells)
-        let result = gate.withMask(mask) { mask in
-            left == Deadline.never ? ss_sys_ppoll(extended, total, nil, mask) : ss_sys_ppoll(extended, total, &timeout, mask)
-        }
+        let total = count + doorbells
+        let result = left == Deadline.never ? ss_sys_ppoll(extended, total, nil, mask) : ss_sys_ppoll(extended, total, &timeout, mask)
         let slept = now
         now = ss_monotonic_ns()
         if result < 0 { return result }

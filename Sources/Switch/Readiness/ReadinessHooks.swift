@@ -351,8 +351,9 @@ func markNested(_ root: ReadinessRoot, _ record: Int) {
 
 /// Holds readiness still across fork, so that the child finds whole lists. Registrations that the program has deleted go for
 /// good before: parent and child share the kernel's set, and what one of them ends the other could not revive.
-package func readinessBeforeFork() {
-    guard let root = ReadinessRoot.existing else { return }
+/// True: `readinessAfterForkInParent` is to let go of it.
+package func readinessBeforeFork() -> Bool {
+    guard let root = ReadinessRoot.existing else { return false }
     var rounds = 0
     root.lockAll()
     while rounds < 100, root.hasDormant {
@@ -361,6 +362,7 @@ package func readinessBeforeFork() {
         root.lockAll()
         rounds &+= 1
     }
+    return true
 }
 package func readinessAfterForkInParent() {
     ReadinessRoot.existing?.noteShared(inherited: false)

@@ -147,15 +147,23 @@ struct ReadinessRoot {
     /// Holds every lock, so that a child finds whole lists. Pairs with `unlockAll`.
     func lockAll() {
         for index in 0..<ReadinessRoot.socketLocks { _ = socketLock(index).lock() }
-        for index in 1..<max(1, Int(usedSets)) { _ = set(index).lock.lock() }
-        _ = setsLock.lock()
+        var sets = 1
+        while true {
+            while sets < Int(usedSets) {
+                _ = set(sets).lock.lock()
+                sets &+= 1
+            }
+            _ = setsLock.lock()
+            if sets >= Int(usedSets) { break }
+            setsLock.unlock()  // another one has been made meanwhile
+        }
         _ = poolLock.lock()
     }
 
     func unlockAll() {
         poolLock.unlock()
-        setsLock.unlock()
         for index in 1..<max(1, Int(usedSets)) { set(index).lock.unlock() }
+        setsLock.unlock()  // not before: now there may be one more
         for index in 0..<ReadinessRoot.socketLocks { socketLock(index).unlock() }
     }
 

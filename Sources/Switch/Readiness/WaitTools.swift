@@ -45,27 +45,12 @@ enum SpinBudget {
     static func afterShortSleep(_ budget: UInt64) -> UInt64 { min(budget &* 2 &+ 2_000, maximum) }
 }
 
-/// Holds signals back while a wait call looks instead of sleeping, so that a handler that runs then still ends the sleep
-/// with EINTR: the kernel call that follows gets the former mask back, at once with its sleep.
-struct SignalGate {
-    private(set) var isClosed = false
-    private var former: UInt64 = 0
-
-    mutating func close() {
-        guard !isClosed else { return }
-        var all = ~UInt64(0)
-        isClosed = ss_sys_sigprocmask(2, &all, &former) == 0
-    }
-
-    mutating func open() {
-        guard isClosed else { return }
-        isClosed = false
-        _ = ss_sys_sigprocmask(2, &former, nil)
-    }
-
-    /// Calls `body` with the mask for the kernel: the program's own, or the one from before `close`.
-    mutating func withMask(_ mask: UnsafeRawPointer?, _ body: (UnsafeRawPointer?) -> Int) -> Int {
-        if mask != nil || !isClosed { return body(mask) }
-        return withUnsafePointer(to: &former) { body(UnsafeRawPointer($0)) }
-    }
+/// Makes one section of a wait call, so that a handler that comes while it looks instead of sleeping still ends it with EINTR.
+/// Not of one that sleeps with a mask of its own: until then the program holds back what is to end the sleep.
+@inline(__always)
+func inOneSection(unless mask: UnsafeRawPointer?, _ wait: () -> Int) -> Int {
+    if mask != nil { return wait() }
+    ss_enter_section()
+    defer { ss_leave_section() }
+    return wait()
 }
