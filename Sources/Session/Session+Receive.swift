@@ -301,6 +301,7 @@ extension Session {
         // After our own SHUT_RD the kernel says 0, too, and the peer's end is still to come.
         if peeked < 0 || !has(Slot.Flags.readShutDown) {
             slot.flags.setBits(peeked < 0 ? Slot.Flags.tcpEnded | Slot.Flags.peerGone : Slot.Flags.tcpEnded)
+            if peeked == 0 { noteTCPEnd(connection.pointee.descriptor) }
         }
         return takeReset() ? -Int(ECONNRESET) : peeked
     }

@@ -291,6 +291,13 @@ extension Session {
         guard now &- connection.pointee.lastPeerCheck >= Session.peerCheckCycles else { return }
         connection.pointee.lastPeerCheck = now
         noteTCPEnd(fd)
+        // Who is killed after its half-close sends nothing more: TCP would notice at the next byte.
+        let half = local.endFlags.loadRelaxed() & (EndFlags.halfClosed | EndFlags.closed)
+        if half == EndFlags.halfClosed, has(Slot.Flags.tcpEnded), !has(Slot.Flags.peerGone), connection.pointee.writer == nil,
+            ss_peer_is_orphan(fd) != 0
+        {
+            slot.flags.setBits(Slot.Flags.peerGone)
+        }
     }
 
     /// Looks at the TCP socket for an end of the stream and remembers it. A FIN without a half-close means that the peer's
@@ -309,10 +316,42 @@ extension Session {
             guard local.ringBytes.load() != 0 else { return }
             let half = local.endFlags.load()
             if half & EndFlags.halfClosed == 0 || half & EndFlags.closed != 0 || entry.revents & Int16(POLLERR) != 0 {
-                slot.flags.setBits(Slot.Flags.peerGone)
+                let isNews = slot.flags.setBits(Slot.Flags.peerGone) & Slot.Flags.peerGone == 0
+                if isNews, half & ~EndFlags.ending == 0, entry.revents & Int16(POLLERR) == 0 { answerDeath(fd) }
             }
         }
     }
+
+    /// A peer that closes says so in the window, and resets the connection if it has not read everything. One that is killed, or
+    /// becomes another program, cannot: its kernel, which knows nothing of the ring, sends a FIN. Then the program gets here what
+    /// TCP would have told it. The kernel's socket gets it, too: the peer's socket, which nobody has any more, answers a byte
+    /// with a reset.
+    private func answerDeath(_ fd: Int32) {
+        guard connection.pointee.writer == nil, slot.sendCuts.load() & 1 == 1, !hasBacklog,
+            local.invitation.load() == Invitation.toCompanion, slot.sendPosition.load() != local.credit.load()
+        else { return }
+        // (After both FINs the kernel has no connection any more.)
+        if !has(Slot.Flags.writeShutDown) {
+            // A FIN may have been made by a system call past libc, of a process that is still there. And the dying one sends it
+            // before it lets go of the socket.
+            var patience = 0
+            while ss_peer_is_orphan(fd) == 0 {
+                patience &+= 1
+                if patience == 20 { return }
+                _ = ss_sys_sched_yield()
+            }
+            var byte: UInt8 = 0
+            _ = ss_sys_sendto(fd, &byte, 1, Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
+            awaitTCP(fd, 0, Session.resetNanoseconds)
+            // After a FIN the kernel calls the reset EPIPE. It is told by the session instead.
+            var error: Int32 = 0
+            var length = UInt32(MemoryLayout<Int32>.size)
+            _ = ss_sys_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length)
+        }
+        slot.flags.setBits(Slot.Flags.resetSeen)
+    }
+
+    private static var resetNanoseconds: UInt64 { 5_000_000 }
 
     /// A wait may ask the kernel for POLLRDHUP: it is not up, for the peer's FIN or our own SHUT_RD, for good.
     package var mayWatchForEnd: Bool { !has(Slot.Flags.tcpEnded | Slot.Flags.readShutDown) }

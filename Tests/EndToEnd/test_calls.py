@@ -104,7 +104,7 @@ class Calls(Case):
 
     def test_what_an_attack_found(self):
         self.on_both_carriers("attacked", "small_stacks", "disconnected_elsewhere", "files_that_are_none", "closed_in_the_middle",
-                              "much_is_interrupted")
+                              "much_is_interrupted", "gone_with_bytes_unread")
 
     def test_handlers(self):
         """In the middle of calls they send, jump out, end calls or let them go on, as on TCP."""

@@ -259,6 +259,10 @@ static inline long ss_tcp_positions_of(int fd, struct ss_tcp_positions *out) {
     return 0;
 }
 
+/// Whether the other end of a TCP connection, which has been accepted, is a socket of this host (and network namespace) that no
+/// process has any more. 0: it is not, or the kernel does not say. Some ten microseconds.
+int ss_peer_is_orphan(int fd);
+
 // MARK: Storage
 
 /// One word a descriptor: 0 = not ours. See Switch/DescriptorTable.swift.

@@ -155,6 +155,64 @@ static void much_is_interrupted(void) {
     munmap(much, size);
 }
 
+// MARK: A peer that goes without a word
+
+/// How a peer is killed, or becomes another program, with bytes unread.
+static void gone_with_bytes_unread(void) {
+    for (int way = 0; way < 6; way++) {
+        struct ends e = make_ends();
+        int execs = way == 4, told[2];
+        pipe(told);
+        pid_t pid = fork();
+        if (pid == 0) {
+            close(e.client);
+            fcntl(e.server, F_SETFD, FD_CLOEXEC);
+            if (way == 1) write(e.server, "farewell", 8);
+            if (way == 5) shutdown(e.server, SHUT_WR);
+            write(told[1], "x", 1);
+            usleep(30000);
+            if (execs) execl("/bin/sleep", "sleep", "2", NULL);
+            pause();
+        }
+        char much[100];
+        read(told[0], much, 1);
+        close(e.server);
+        close(told[0]);
+        close(told[1]);
+        SHOW(send(e.client, "unread", 6, MSG_NOSIGNAL));
+        if (way == 2) SHOW(shutdown(e.client, SHUT_WR));
+        if (!execs) usleep(10000);
+        if (!execs) kill(pid, SIGKILL), waitpid(pid, NULL, 0);
+        struct pollfd entry = {e.client, POLLIN | POLLOUT | POLLRDHUP, 0};
+        if (way == 3) {
+            SHOW(recv(e.client, much, sizeof much, 0));
+        } else if (way == 5) {
+            // The first bytes are still taken.
+            int sends = 0;
+            for (uint64_t end = milliseconds() + 2000; milliseconds() < end && send(e.client, "more", 4, MSG_NOSIGNAL) == 4; sends++) usleep(1000);
+            SHOW(errno == EPIPE && sends < 100);
+        } else {
+            // (Between FIN and reset a poll may see the former alone.)
+            entry.events = POLLRDHUP;
+            SHOW(poll(&entry, 1, 3000));
+            usleep(20000);
+            entry.events = POLLIN | POLLOUT | POLLRDHUP;
+            SHOW(poll(&entry, 1, 0));
+            SHOW(entry.revents);
+        }
+        for (int i = 0; i < 3; i++) SHOW(recv(e.client, much, sizeof much, 0));
+        for (int i = 0; i < 2; i++) SHOW(send(e.client, "more", 4, MSG_NOSIGNAL));
+        int error = -1;
+        SHOW(getsockopt(e.client, SOL_SOCKET, SO_ERROR, &error, &(socklen_t){sizeof error}));
+        SHOW(error);
+        if (way != 2) SHOW(shutdown(e.client, SHUT_WR));
+        SHOW(poll(&entry, 1, 0));
+        SHOW(entry.revents);
+        if (execs) kill(pid, SIGKILL), waitpid(pid, NULL, 0);
+        SHOW(close(e.client));
+    }
+}
+
 static void *talk(void *unused) {
     (void)unused;
     int client = socket(AF_INET, SOCK_STREAM, 0), server = connect_again(client);
@@ -186,6 +244,7 @@ int main(int count, char **arguments) {
     CASE(files_that_are_none);
     CASE(closed_in_the_middle);
     CASE(much_is_interrupted);
+    CASE(gone_with_bytes_unread);
     printf("%d different\n", failures);
     return failures != 0;
 }
