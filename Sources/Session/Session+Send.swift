@@ -404,7 +404,8 @@ extension Session {
         }
         if done > 0 {
             _ = partial(done, result)
-            if let offset { _ = ss_copy_program_memory(offset, &position, 8) } else { _ = ss_syscall6(Int(SYS_lseek), Int(input), Int(position), Int(SEEK_SET), 0, 0, 0) }
+            if let offset { return ss_copy_program_memory(offset, &position, 8) == 0 ? done : -Int(EFAULT) }
+            _ = ss_syscall6(Int(SYS_lseek), Int(input), Int(position), Int(SEEK_SET), 0, 0, 0)
             return done
         }
         return result

@@ -32,10 +32,17 @@ struct WaitState {
         return body()
     }
 
+    /// Once a call: `timeOut` is SO_RCVTIMEO or SO_SNDTIMEO. Not before it must sleep, since it costs a system call.
+    @inline(__always)
+    mutating func setDeadline(_ fd: Int32, _ timeOut: Int32) {
+        if deadline == 0 { deadline = Session.deadline(fd, timeOut) }
+    }
+
     /// Runs the handlers that came meanwhile, at a moment at which the call has nothing to do but wait: the kernel looks for them
     /// there. nil: none ran. 0: they are such that it would begin the call anew. Else -EINTR, right where nothing has been moved.
-    mutating func takeHandlers() -> Int? {
+    mutating func takeHandlers(_ fd: Int32, _ timeOut: Int32) -> Int? {
         guard ss_waiting_handlers() != 0 else { return nil }
+        setDeadline(fd, timeOut)  // first: a handler may close the socket
         let ran = ss_take_handlers()
         guard ran != 0 else { return nil }
         interrupted = true
@@ -73,12 +80,12 @@ extension Session {
 
     func waitToReceive(_ fd: Int32, _ wait: inout WaitState) -> Int {
         wait.interrupted = false
-        if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
-        if let result = wait.takeHandlers() { return result }
+        if let result = wait.takeHandlers(fd, SO_RCVTIMEO) { return result }
         guard enterWatch() else { return 0 }
         if slot.invitation.loadRelaxed() == Invitation.rewindUndecided {
             // The peer stands still between two words; no ring will tell of the second.
             leaveWatch(0)
+            wait.setDeadline(fd, SO_RCVTIMEO)
             return sleep(fd, 0, -1, &wait, atMost: Session.tickNanoseconds, receiving: true)
         }
         if spin(receiving: true) { return leaveWatch(0) }
@@ -100,6 +107,7 @@ extension Session {
         let notification = connection.pointee.notification
         leaveWatch(0)
         defer { stopSleepingOnDoorbell() }
+        wait.setDeadline(fd, SO_RCVTIMEO)
         var events = isBehindCut ? 0 : Int16(POLLIN) | (mayWatchForEnd ? Int16(POLLRDHUP) : 0)
         if hasBacklog { events |= Int16(POLLOUT) }
         return sleepInCall(fd, events, notification, &wait, atMost: tick ? Session.tickNanoseconds : WaitState.never, receiving: true)
@@ -118,15 +126,15 @@ extension Session {
 
     /// For a receiver that looks ahead until there is enough: nobody rings for what lies behind bytes that are not read.
     func waitForMore(_ fd: Int32, _ wait: inout WaitState) -> Int {
-        if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_RCVTIMEO) }
+        wait.setDeadline(fd, SO_RCVTIMEO)
         return sleep(-1, 0, -1, &wait, atMost: Session.tickNanoseconds, receiving: true)
     }
 
     func waitToSend(_ fd: Int32, _ wait: inout WaitState) -> Int {
         wait.interrupted = false
-        if wait.deadline == 0 { wait.deadline = Session.deadline(fd, SO_SNDTIMEO) }
-        if let result = wait.takeHandlers() { return result }
+        if let result = wait.takeHandlers(fd, SO_SNDTIMEO) { return result }
         guard enterWatch() else { return 0 }
+        wait.setDeadline(fd, SO_SNDTIMEO)
         if sendsOnTCP || sendNeedsTCP {
             // The kernel knows everything. (POLLRDHUP would stay up after the peer's half-close.)
             leaveWatch(0)
@@ -272,7 +280,7 @@ extension Session {
                     pauses &+= 1
                 }
             } else {
-                    _ = ss_sys_sched_yield()
+                _ = ss_sys_sched_yield()
                 let found = receiving ? looksReadable : looksWritable
                 let now = ss_monotonic_ns()
                 if found, isMuch(receiving) { return true }
@@ -313,7 +321,7 @@ extension Session {
             return ss_sys_ppoll(list, 2, nanoseconds == WaitState.never ? nil : withUnsafePointer(to: &timeout) { $0 }, nil)
         }
         if result == -Int(EINTR) {
-            if let answer = wait.takeHandlers() { return answer }
+            if let answer = wait.takeHandlers(fd, receiving ? SO_RCVTIMEO : SO_SNDTIMEO) { return answer }
             // One that was set past libc, which is taken for one that restarts.
             wait.interrupted = true
             return wait.deadline == WaitState.never ? 0 : result
@@ -334,7 +342,7 @@ extension Session {
     }
 
     /// The time-out that the program set on the socket, as a point of monotonic time.
-    private static func deadline(_ fd: Int32, _ option: Int32) -> UInt64 {
+    fileprivate static func deadline(_ fd: Int32, _ option: Int32) -> UInt64 {
         var value = timeval()
         var length = UInt32(MemoryLayout<timeval>.size)
         guard ss_sys_getsockopt(fd, SOL_SOCKET, option, &value, &length) == 0 else { return WaitState.never }

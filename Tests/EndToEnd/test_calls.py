@@ -103,8 +103,8 @@ class Calls(Case):
                               "options_after_shutdown", "looking_at_a_reset", "up_to_a_mark", "sent_to_the_dead", "options_in_between")
 
     def test_what_an_attack_found(self):
-        self.on_both_carriers("attacked", "small_stacks", "disconnected_elsewhere", "files_that_are_none", "closed_in_the_middle",
-                              "much_is_interrupted", "gone_with_bytes_unread")
+        self.on_both_carriers("attacked", "small_stacks", "disconnected_elsewhere", "files_that_are_none",
+                              "offset_that_cannot_be_written", "closed_in_the_middle", "much_is_interrupted", "gone_with_bytes_unread")
 
     def test_handlers(self):
         """In the middle of calls they send, jump out, end calls or let them go on, as on TCP."""

@@ -74,6 +74,21 @@ static void files_that_are_none(void) {
     }
 }
 
+// The bytes have gone, but what the call wants to say of it has no place.
+static void offset_that_cannot_be_written(void) {
+    struct ends e = make_ends();
+    off_t *offset = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int file = memfd_create("file", 0);
+    char byte;
+    write(file, "12345678", 8);
+    SHOW(sendfile(e.client, file, offset, 8));
+    for (int i = 0; i < 8; i++) SHOW(read(e.server, &byte, 1) == 1 ? byte : -1);
+    SHOW(recv(e.server, &byte, 1, MSG_DONTWAIT));
+    munmap(offset, 4096);
+    close(file);
+    close_ends(e);
+}
+
 // MARK: Signals in the middle
 
 static int interrupted = -1, leaves;
@@ -242,6 +257,7 @@ int main(int count, char **arguments) {
     CASE(small_stacks);
     CASE(disconnected_elsewhere);
     CASE(files_that_are_none);
+    CASE(offset_that_cannot_be_written);
     CASE(closed_in_the_middle);
     CASE(much_is_interrupted);
     CASE(gone_with_bytes_unread);
