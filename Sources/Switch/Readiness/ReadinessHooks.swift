@@ -150,6 +150,9 @@ private func forgetRegistrations(_ fd: Int32, _ socket: Int) {
     // Another process of the family that holds the socket may share the kernel's set: leave its registration alone.
     let alone = sessionOf(socket).slot.holders.load() <= 1
     let another = sessionOf(socket).descriptorCount.load() > 1 ? otherDescriptor(descriptorEntry(fd), than: fd) : -1
+    // An announcement that the service has not read yet holds a reference to the socket: the kernel would not take it out of its
+    // sets at the close, and would go on to tell of it.
+    let mayOutlive = alone && another < 0 && sessionOf(socket).slot.attempts.load() != 0
     var index = UInt32(bitPattern: connectionRecord(socket).pointee.firstRegistration)
     while index != 0 {
         let one = root.registration(index)
@@ -178,6 +181,7 @@ private func forgetRegistrations(_ fd: Int32, _ socket: Int) {
                 }
                 root.untag(index)
             }
+            if mayOutlive { _ = ss_sys_epoll_ctl(root.set(Int(one.set)).descriptor, ControlOperation.delete, fd, nil) }
             root.drop(index)
         } else if one.polled == fd {
             if another >= 0 {
