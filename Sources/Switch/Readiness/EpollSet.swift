@@ -47,6 +47,12 @@ struct EpollSet {
         get { Int32(bitPattern: HalfWord(base, 16).loadRelaxed()) }
         nonmutating set { HalfWord(base, 16).store(UInt32(bitPattern: newValue)) }
     }
+    /// How often a registration has become dual or plain: what the kernel has told of one before must not be told once more by a
+    /// look at the hot ones after it. Changed under the lock.
+    @inline(__always) var conversions: UInt32 {
+        get { HalfWord(base, 20).load() }
+        nonmutating set { HalfWord(base, 20).store(newValue) }
+    }
     @inline(__always) var hotHead: UInt32 { get { half(24).pointee } nonmutating set { half(24).pointee = newValue } }
     /// Looked at without the lock, too.
     @inline(__always) var hotCount: UInt32 {

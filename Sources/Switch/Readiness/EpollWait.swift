@@ -102,9 +102,10 @@ struct EpollWaiter {
             var count = look(now, kernelShare: share, mayAsk: deadline == Deadline.now)
             if count != 0 { return leave(count) }
             if !(asksKernelLast ? share > 0 : share == maximum) || mask != nil {
+                let conversions = set.conversions
                 count = askKernel(0, maximum, deadline == Deadline.now ? mask : nil, now)
                 if count < 0 { return leave(count) }
-                if !asksKernelLast { count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now) }
+                if !asksKernelLast { count = set.scan(root, events, count, maximum, now, mayAsk: deadline == Deadline.now, conversions) }
                 if count > 0 { return leave(count) }
             }
             if deadline == Deadline.now {
@@ -155,8 +156,9 @@ struct EpollWaiter {
     /// One look at the kernel, for `kernelShare` events (0: its turn has not come), and at the rings. Events found; or -errno.
     private func look(_ now: UInt64, kernelShare share: Int, mayAsk: Bool) -> Int {
         if asksKernelLast { return lookInOrder(now, kernelIsDue: share > 0, mayAsk: mayAsk) }
+        let conversions = set.conversions
         let count = share > 0 ? askKernel(0, share, nil, now) : 0
-        return count < 0 ? count : set.scan(root, events, count, maximum, now, mayAsk: mayAsk)
+        return count < 0 ? count : set.scan(root, events, count, maximum, now, mayAsk: mayAsk, conversions)
     }
 
     /// The kernel after the rings, so that nothing is missing that came before what they tell. What it has on TCP stands first,
@@ -164,13 +166,15 @@ struct EpollWaiter {
     private func lookInOrder(_ now: UInt64, kernelIsDue: Bool, mayAsk: Bool) -> Int {
         withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 64) { marks in
             var order = SendingOrder(events, 0, marks)
-            set.scan(root, &order, maximum &- min(set.quietStreams, maximum / 2), now, mayAsk: mayAsk)
+            let conversions = set.conversions
+            set.scan(root, &order, maximum &- min(set.quietStreams, maximum / 2), now, mayAsk: mayAsk, conversions)
             if order.count == 0, !kernelIsDue { return 0 }
+            if order.count > 0, set.conversions != conversions { return order.count }
             order.bound = SenderMark.make(ss_cycles(), 0)
             let found = askKernel(order.count, maximum &- order.count, nil, now)
             if found < 0 { return order.count > 0 ? order.count : found }
             order.putBehind(found &- order.count)
-            set.scan(root, &order, maximum, now, mayAsk: mayAsk)
+            set.scan(root, &order, maximum, now, mayAsk: mayAsk, conversions)
             return order.count
         }
     }
@@ -336,6 +340,7 @@ struct EpollWaiter {
             return count
         }
         let start = now
+        let conversions = set.conversions
         let left = min(Deadline.left(deadline, start), longest)
         let room = Int32(truncatingIfNeeded: maximum)
         var timeout = left == Deadline.never ? timespec() : Deadline.fill(left)
@@ -356,7 +361,7 @@ struct EpollWaiter {
         noteKernelPoll(now, count)
         // What the rings have by now may have come behind something that the kernel has by now: it is the next look's.
         if !isOver, asksKernelLast { return count > 0 ? count : EpollWaiter.goOn }
-        count = set.scan(root, events, count, maximum, now, mayAsk: isOver)
+        count = set.scan(root, events, count, maximum, now, mayAsk: isOver, conversions)
         return count > 0 || isOver ? count : EpollWaiter.goOn
     }
 

@@ -188,23 +188,26 @@ struct SendingOrder {
 
 extension EpollSet {
     /// Looks around the hot list and appends what is ready at `count`, in the order in which the peers sent. Returns the new
-    /// count. Begins where the last look ended for want of room.
+    /// count. Begins where the last look ended for want of room. `conversions`: as of before the kernel was asked for what the
+    /// list has already.
     func scan(
         _ root: ReadinessRoot, _ list: UnsafeMutablePointer<epoll_event>, _ count: Int, _ maximum: Int, _ now: UInt64,
-        mayAsk: Bool
+        mayAsk: Bool, _ conversions: UInt32
     ) -> Int {
         if hotCount == 0, !has(Flags.attention) { return count }
         return withUnsafeTemporaryAllocation(of: UInt64.self, capacity: 64) { marks in
             var order = SendingOrder(list, count, marks)
-            scan(root, &order, maximum, now, mayAsk: mayAsk)
+            scan(root, &order, maximum, now, mayAsk: mayAsk, conversions)
             return order.count
         }
     }
 
     /// The same, added to what `order` has.
-    func scan(_ root: ReadinessRoot, _ order: inout SendingOrder, _ maximum: Int, _ now: UInt64, mayAsk: Bool) {
+    func scan(_ root: ReadinessRoot, _ order: inout SendingOrder, _ maximum: Int, _ now: UInt64, mayAsk: Bool, _ conversions: UInt32) {
         guard lock.lock() == .acquired else { return }
         defer { lock.unlock() }
+        // What the list has is told first, and the rest by the next call.
+        if order.count > 0, self.conversions != conversions { return }
         if has(Flags.attention) { heatEverything(root) }
         if hotCount == 1 { return lookAround(root, &order, maximum, now, mayAsk: mayAsk) }
         while hotCount != 0, order.count < maximum {

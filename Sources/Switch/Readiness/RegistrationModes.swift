@@ -33,6 +33,7 @@ extension ReadinessRoot {
         defer { if outcome == .acquired { container.lock.unlock() } }
         container.flags.setBits(EpollSet.Flags.tags)
         container.dualCount.add(1)
+        container.conversions &+= 1
 
         one.kernelEvents = one.neededKernelEvents(sendsOnTCP: session.sendsOnTCP)
         var event = epoll_event()
@@ -127,6 +128,7 @@ extension ReadinessRoot {
         removeDoorbell(index)
         let outcome = container.lock.lock()
         container.makeCold(self, index)
+        container.conversions &+= 1
         one.remove(Registration.State.dual | Registration.State.look | Registration.State.edge | Registration.State.starved)
         // (One that is silent is not in the kernel's set at all.)
         if !container.has(EpollSet.Flags.forked) || one.kernelEvents == 0 || !follow(index) {
