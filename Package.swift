@@ -39,6 +39,8 @@ let package = Package(
                 // Unreached code goes (Hasher would bring libc symbols that older systems lack); entries of equal shape
                 // stay apart (merged ones cost a detour on every call).
                 .unsafeFlags(["-Xfrontend", "-function-sections", "-Xllvm", "-swiftmergefunc-threshold=0"]),
+                // A thread that is cancelled in a call, or an exception out of a handler, is unwound through ours: with tables.
+                .unsafeFlags(["-Xllvm", "-force-remove-attribute=nounwind", "-Xllvm", "-disable-nounwind-inference"]),
             ],
             linkerSettings: [
                 .unsafeFlags([

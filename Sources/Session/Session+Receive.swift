@@ -5,16 +5,16 @@ import StreamRing
 #endif
 
 extension Session {
-    /// Receives like recvmsg(2) on a stream socket.
-    package func receive(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32) -> Int {
+    /// Receives like recvmsg(2) on a stream socket. `restarts`: after a handler with SA_RESTART, as the kernel does.
+    package func receive(_ fd: Int32, _ message: UnsafeMutablePointer<msghdr>, _ flags: Int32, restarts: Bool = true) -> Int {
         var cursor = MessageCursor(message)
         let total = cursor.total(message)
         if total < 0 { return total }
         if flags & Int32(MSG_OOB | MSG_ERRQUEUE) != 0 { return ss_sys_recvmsg(fd, message, flags) }
         if total == 0 { return receiveNothing(fd, message, flags) }
-        let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
+        var nonBlocking = isNonBlocking(flags)
         let peeks = flags & Int32(MSG_PEEK) != 0
-        let least = nonBlocking ? 1 : flags & Int32(MSG_WAITALL) != 0 ? total : lowWaterMark(fd)
+        var least = least(fd, flags, total, nonBlocking)
         var wait = WaitState(slot)
         defer { wait.leave() }
         var fd = fd
@@ -56,7 +56,21 @@ extension Session {
             }
             if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
             fd = connection.pointee.descriptor
+            if wait.interrupted {
+                // The call begins anew, with what the handler may have set.
+                if !restarts { return -Int(EINTR) }
+                wait.deadline = 0
+                nonBlocking = isNonBlocking(flags)
+                least = self.least(fd, flags, total, nonBlocking)
+            }
         }
+    }
+
+    func isNonBlocking(_ flags: Int32) -> Bool { flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking) }
+
+    /// How many bytes a receive waits for.
+    private func least(_ fd: Int32, _ flags: Int32, _ total: Int, _ nonBlocking: Bool) -> Int {
+        nonBlocking ? 1 : flags & Int32(MSG_WAITALL) != 0 ? total : lowWaterMark(fd)
     }
 
     /// SO_RCVLOWAT. A socket with such a mark is handed over, unless that was refused.
@@ -87,9 +101,8 @@ extension Session {
         // At an urgent mark there is the urgent byte, which a look at one byte leaves out.
         if isReadUpToTCP, isAtMark(fd) { return ss_sys_recvmsg(fd, message, flags) }
         var byte: UInt8 = 0
-        var result = receiveOneBuffer(fd, &byte, 1, (flags | Int32(MSG_PEEK)) & ~Int32(MSG_WAITALL))
-        let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
-        if !nonBlocking, result == -Int(EINTR) || result == -Int(EAGAIN) { result = 0 }
+        var result = receiveOneBuffer(fd, &byte, 1, (flags | Int32(MSG_PEEK)) & ~Int32(MSG_WAITALL), restarts: false)
+        if !isNonBlocking(flags), result == -Int(EINTR) || result == -Int(EAGAIN) { result = 0 }
         if result >= 0 { Session.clearAncillary(message, flags) }
         return min(result, 0)
     }
@@ -126,13 +139,13 @@ extension Session {
     }
 
     @inline(never)
-    private func receiveOneBuffer(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
+    private func receiveOneBuffer(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32, restarts: Bool = true) -> Int {
         var vector = iovec(iov_base: buffer, iov_len: Int(count))
         return withUnsafeMutablePointer(to: &vector) { vector in
             var message = msghdr()
             message.msg_iov = vector
             message.msg_iovlen = 1
-            return receive(fd, &message, flags)
+            return receive(fd, &message, flags, restarts: restarts)
         }
     }
 

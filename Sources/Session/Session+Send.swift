@@ -18,7 +18,7 @@ extension Session {
             if error < 0 { return error }
         }
         if total == 0 { return takeReset() ? -Int(ECONNRESET) : ss_sys_sendmsg(fd, message, flags) }
-        let nonBlocking = flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking)
+        var nonBlocking = isNonBlocking(flags)
         var wait = WaitState(slot)
         defer { wait.leave() }
         var fd = fd
@@ -52,6 +52,11 @@ extension Session {
             result = waitToSend(fd, &wait)
             if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
             fd = connection.pointee.descriptor
+            if wait.interrupted {
+                // The call begins anew, with what the handler may have set.
+                wait.deadline = 0
+                nonBlocking = isNonBlocking(flags)
+            }
         }
     }
 
@@ -368,7 +373,7 @@ extension Session {
             if now < 0 { return now == -Int(ESPIPE) ? -Int(EINVAL) : now }
             position = Int64(now)
         }
-        let nonBlocking = has(Slot.Flags.nonBlocking)
+        var nonBlocking = isNonBlocking(0)
         var wait = WaitState(slot)
         defer { wait.leave() }
         var fd = fd
@@ -401,6 +406,10 @@ extension Session {
             result = waitToSend(fd, &wait)
             if result < 0 || wait.interrupted && done > 0 { break }
             fd = connection.pointee.descriptor
+            if wait.interrupted {
+                wait.deadline = 0
+                nonBlocking = isNonBlocking(0)
+            }
         }
         if done > 0 {
             _ = partial(done, result)

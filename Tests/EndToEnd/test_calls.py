@@ -77,9 +77,9 @@ class Calls(Case):
         subprocess.run(["gcc", "-O1", "-w", "-pthread", "-o", program, os.path.join(GUESTS, name + ".c"), *flags], check=True)
         return program
 
-    def on_both_carriers(self, name, *cases):
+    def on_both_carriers(self, name, *cases, flags=()):
         """The program compares by itself; without the switch, too, which checks its cases."""
-        program = self.compile(name)
+        program = self.compile(name, *flags)
         plain = self.run_program([program, "plain", *cases], False, expected=None)
         self.assertIn("\n0 different\n", plain.output, plain.describe())
         if not settings.plain:
@@ -108,7 +108,8 @@ class Calls(Case):
 
     def test_handlers(self):
         """In the middle of calls they send, jump out, end calls or let them go on, as on TCP."""
-        self.on_both_carriers("handlers", "sends_in_a_handler", "stack_above", "jumps_out", "some_restart", "alarms")
+        self.on_both_carriers("handlers", "sends_in_a_handler", "stack_above", "jumps_out", "some_restart", "alarms", "begins_anew",
+                              "ends_of_threads", flags=["-fexceptions"])
 
     def test_signal_actions(self):
         program = self.compile("signal-actions")

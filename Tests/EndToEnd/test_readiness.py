@@ -51,6 +51,12 @@ class Readiness(Case):
             self.assertIn(" 12 connections moved", program.output)
         note(program.output.strip().splitlines()[-1])
 
+    def test_what_is_told_is_there(self):
+        """Short-lived connections that move in the middle: no event twice, and none of what is closed."""
+        program = self.run_program([self.compiled("short_lived"), "6", *(["plain"] if settings.plain else [])])
+        self.assertIn(", 0 reads of nothing", program.output)
+        note(program.output.strip().splitlines()[-1])
+
     def test_idle_connections_cost_nothing(self):
         """Who waits for connections that say nothing sleeps; a wake-up a second would be a lot, a busy loop is thousands."""
         self.run_options = ["--upgrade", "eager"]

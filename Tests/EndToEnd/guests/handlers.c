@@ -265,6 +265,80 @@ static void alarms(void) {
     close_ends(ends);
 }
 
+// MARK: A call that begins anew
+
+static void set_non_blocking(int number) {
+    (void)number;
+    fcntl(ends.client, F_SETFL, fcntl(ends.client, F_GETFL) | O_NONBLOCK);
+}
+
+static void set_time_out(int number) {
+    (void)number;
+    setsockopt(ends.client, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){0, 50000}, sizeof(struct timeval));
+}
+
+static void begins_anew(void) {
+    void (*handlers[])(int) = {set_non_blocking, set_time_out, nothing};
+    for (int i = 0; i < 3; i++) {
+        ends = make_ends();
+        handle(SIGALRM, handlers[i], SA_RESTART);
+        setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {0, 20000}}, NULL);
+        char byte;
+        // (A receive of nothing does not begin anew.)
+        SHOW(recv(ends.client, &byte, i < 2, 0));
+        close_ends(ends);
+    }
+}
+
+// MARK: Threads that end in a call clean up
+
+static volatile int cleaned_up;
+
+static void clean_up(void *call) { cleaned_up += 1 << (long)call; }
+
+static void leave(int number) {
+    (void)number;
+    pthread_exit(NULL);
+}
+
+static void *wait_for_ever(void *call) {
+    char byte;
+    struct epoll_event event = {.events = EPOLLIN};
+    int set = epoll_create1(0);
+    epoll_ctl(set, EPOLL_CTL_ADD, ends.client, &event);
+    pthread_cleanup_push(clean_up, call);
+    switch ((long)call) {
+    case 0: recv(ends.client, &byte, 1, 0); break;
+    case 1: read(ends.client, &byte, 1); break;
+    case 2: poll(&(struct pollfd){ends.client, POLLIN, 0}, 1, -1); break;
+    case 3: epoll_wait(set, &event, 1, -1); break;
+    case 4: while (send(ends.client, bytes, sizeof bytes, MSG_NOSIGNAL) > 0) continue;
+    }
+    pthread_cleanup_pop(0);
+    return NULL;
+}
+
+static void ends_of_threads(void) {
+    handle(SIGUSR1, leave, 0);
+    for (int cancels = 0; cancels < 2; cancels++) {
+        cleaned_up = 0;
+        for (long call = 0; call < 5; call++) {
+            ends = make_ends();
+            pthread_t thread;
+            void *result;
+            pthread_create(&thread, NULL, wait_for_ever, (void *)call);
+            usleep(20000);
+            if (cancels) pthread_cancel(thread); else pthread_kill(thread, SIGUSR1);
+            pthread_join(thread, &result);
+            SHOW(result == (cancels ? PTHREAD_CANCELED : NULL));
+            SHOW(cleaned_up);
+            // The connection goes on.
+            if (call < 4) SHOW(send(ends.server, "x", 1, 0) == 1 && takes_one(ends.client));
+            close_ends(ends);
+        }
+    }
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -273,6 +347,8 @@ int main(int count, char **arguments) {
     CASE(jumps_out);
     CASE(some_restart);
     CASE(alarms);
+    CASE(begins_anew);
+    CASE(ends_of_threads);
     printf("%d different\n", failures);
     return failures != 0;
 }
