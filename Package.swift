@@ -40,7 +40,8 @@ let package = Package(
                 // stay apart (merged ones cost a detour on every call).
                 .unsafeFlags(["-Xfrontend", "-function-sections", "-Xllvm", "-swiftmergefunc-threshold=0"]),
                 // A thread that is cancelled in a call, or an exception out of a handler, is unwound through ours: with tables.
-                .unsafeFlags(["-Xllvm", "-force-remove-attribute=nounwind", "-Xllvm", "-disable-nounwind-inference"]),
+                // (The thread sanitizer's pass cannot do with that.)
+                .unsafeFlags(["-Xllvm", "-force-remove-attribute=nounwind", "-Xllvm", "-disable-nounwind-inference"], .when(configuration: .release)),
             ],
             linkerSettings: [
                 .unsafeFlags([
