@@ -333,7 +333,8 @@ extension Session {
     /// with a reset.
     private func answerDeath(_ fd: Int32) {
         guard connection.pointee.writer == nil, slot.sendCuts.load() & 1 == 1, !hasBacklog,
-            local.invitation.load() == Invitation.toCompanion, slot.sendPosition.load() != local.credit.load()
+            local.invitation.load() == Invitation.toCompanion, slot.sendPosition.load() != local.credit.load(),
+            KernelPositions.finHasCome(fd)  // poll says POLLHUP after our own SHUT_RDWR, too
         else { return }
         // (After both FINs the kernel has no connection any more.)
         if !has(Slot.Flags.writeShutDown) {

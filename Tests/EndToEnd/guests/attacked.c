@@ -226,6 +226,19 @@ static void gone_with_bytes_unread(void) {
         if (execs) kill(pid, SIGKILL), waitpid(pid, NULL, 0);
         SHOW(close(e.client));
     }
+    // Nothing of the kind: the peer is there, and has only not read everything.
+    struct ends e = make_ends();
+    char byte;
+    SHOW(send(e.client, "12", 2, 0));
+    SHOW(shutdown(e.client, SHUT_RDWR));
+    SHOW(recv(e.server, &byte, 1, 0));
+    struct pollfd entry = {e.client, POLLIN | POLLOUT | POLLRDHUP, 0};
+    SHOW(poll(&entry, 1, 0));
+    SHOW(entry.revents);
+    SHOW(send(e.client, "3", 1, MSG_NOSIGNAL));
+    SHOW(poll(&entry, 1, 0));
+    SHOW(entry.revents);
+    close_ends(e);
 }
 
 static void *talk(void *unused) {
