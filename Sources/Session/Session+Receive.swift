@@ -114,7 +114,7 @@ extension Session {
             let generation = slot.generation.loadRelaxed()
             var taken = tryReceiveQuickly(buffer, count, generation)
             if taken > 0 { return taken }
-            if flags & Int32(MSG_DONTWAIT) == 0, !has(Slot.Flags.nonBlocking) {
+            if !isNonBlocking(flags) {
                 // A handler that comes while it looks would end a wait.
                 ss_enter_section()
                 defer { ss_leave_section() }

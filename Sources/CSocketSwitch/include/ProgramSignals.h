@@ -43,8 +43,6 @@ static inline __attribute__((always_inline)) void ss_leave_section(void) {
     if (--ss_section.depth == 0 && __builtin_expect(ss_section.waiting != 0, 0)) ss_end_section();
 }
 
-static inline int32_t ss_section_depth(void) { return ss_section.depth; }
-
 /// Kinds of the handlers that wait in this section; 0: none.
 static inline uint32_t ss_waiting_handlers(void) { return ss_section.waiting; }
 
