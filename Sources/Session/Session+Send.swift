@@ -116,10 +116,10 @@ extension Session {
         guard slot.sendCuts.loadRelaxed() & 1 == 1, connection.pointee.writer == nil,
             local.invitation.load() == Invitation.toCompanion, !sendNeedsTCP, !wantsTCP
         else { return 0 }
-        // A ring that proved too small takes nothing more until it is empty, as `looksWritable` says.
-        guard slot.sendFullCount.loadRelaxed() < Session.fullsBeforeWidening else { return 0 }
-        let position = slot.sendPosition.loadRelaxed()
         let size = slot.sendRingBytes.loadRelaxed()
+        // A ring that proved too small takes nothing more until it is empty, as `looksWritable` says.
+        guard slot.sendFullCount.loadRelaxed() < Session.fullsBeforeWidening || size >= Window.maximumRingBytes else { return 0 }
+        let position = slot.sendPosition.loadRelaxed()
         var used = position &- slot.sendCredit.loadRelaxed()
         if used > size || size &- used < UInt64(count) {
             let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
