@@ -54,7 +54,7 @@ let package = Package(
 
         // The control plane: ordinary Swift.
         .target(
-            name: "ControlPlane", dependencies: ["Rendezvous", "CSocketSwitch"], swiftSettings: swift6),
+            name: "ControlPlane", dependencies: ["Rendezvous", "SocketTable", "CSocketSwitch"], swiftSettings: swift6),
         .target(
             name: "ServiceCore",
             dependencies: ["ControlPlane", "SocketTable", "Rendezvous", .product(name: "Logging", package: "swift-log")],

@@ -90,6 +90,9 @@ package struct ServiceClient {
     /// The service does not end by itself.
     package func isLasting() throws -> Bool { try ask("ping") == Array("pong".utf8) }
 
+    /// An ephemeral service becomes a lasting one.
+    package func stay() throws { _ = try ask("stay") }
+
     /// An ephemeral service stays until this process has ended, whatever program it becomes.
     package func hold() throws { _ = try ask("hold") }
 }

@@ -77,7 +77,7 @@ package struct SocketReport: Codable, Sendable, Equatable {
         package var companionSent: UInt64
         package var companionReceived: UInt64
 
-        package init(tcpSent: UInt64, tcpReceived: UInt64, companionSent: UInt64, companionReceived: UInt64) {
+        package init(tcpSent: UInt64 = 0, tcpReceived: UInt64 = 0, companionSent: UInt64 = 0, companionReceived: UInt64 = 0) {
             self.tcpSent = tcpSent
             self.tcpReceived = tcpReceived
             self.companionSent = companionSent

@@ -57,7 +57,7 @@ extension ServiceReport {
                 isConnection ? socket.receiveCarrier.rawValue : "-",
                 isConnection ? "\(shortBytes(socket.bytes.companionSent))/\(shortBytes(socket.bytes.companionReceived))" : "-",
                 isConnection ? "\(shortBytes(socket.bytes.tcpSent))/\(shortBytes(socket.bytes.tcpReceived))" : "-",
-                socket.reason == "none" ? "" : socket.reasonText,
+                socket.reason == "none" ? "" : "\(socket.reason): \(socket.reasonText)",
             ])
         }
         return table.text

@@ -16,6 +16,9 @@ extension Service {
             answer(Array((configuration.isEphemeral ? "pong ephemeral" : "pong").utf8), to: client)
         case "hold":
             guard hold(client) else { return end(ToolStatus.unknownCommand, to: client) }
+        case "stay":
+            if configuration.isEphemeral { log.notice("asked to stay") }
+            configuration.isEphemeral = false
         case "status":
             answer(encodeJSON(status), to: client)
         case "ps":

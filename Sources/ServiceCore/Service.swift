@@ -37,7 +37,7 @@ package struct ServiceConfiguration: Sendable {
 /// It trusts nobody: not the packets, not the descriptors, not the arenas. What a client can cost it is bounded.
 /// Not thread-safe: one thread owns it.
 package final class Service {
-    package let configuration: ServiceConfiguration
+    package internal(set) var configuration: ServiceConfiguration
     let log: Logger
     private let clock: () -> UInt64
     private let poller: Descriptor

@@ -41,14 +41,21 @@ struct SocketIdentity {
             isNamespaceOfAdministrator: lookAtNamespaceOwner ? isOfOwnUserNamespace(socket) : nil)
     }
 
-    /// The own address of the connection to `peer` that is descriptor `descriptor` of process `pid`, which the library does not
-    /// ask for before it needs it. Nil: it is not, or the service may not look (pidfd_getfd needs what ptrace needs).
-    static func local(of descriptor: Int32, in pid: Int32, peer: Endpoint) -> Endpoint? {
-        guard let process = Descriptor.ofProcess(pid) else { return nil }
+    /// What can be seen of another process's socket.
+    enum Sight { case connected(local: Endpoint), notConnected, nothing }
+
+    /// The connection to `peer` that is descriptor `descriptor` of process `pid`, whose own address the library does not ask for
+    /// before it needs it. `nothing`: it is another one, or the service may not look (pidfd_getfd needs what ptrace needs).
+    static func look(at descriptor: Int32, in pid: Int32, peer: Endpoint) -> Sight {
+        guard let process = Descriptor.ofProcess(pid) else { return .nothing }
         let taken = ss_syscall6(Int(SYS_pidfd_getfd), Int(process.raw), Int(descriptor), 0, 0, 0, 0)
-        guard taken >= 0 else { return nil }
+        guard taken >= 0 else { return .nothing }
         let socket = Descriptor(Int32(taken))
-        return name(socket.raw, ss_sys_getpeername) == peer ? name(socket.raw, ss_sys_getsockname) : nil
+        guard let found = name(socket.raw, ss_sys_getpeername) else {
+            return option(socket.raw, SOL_SOCKET, SO_PROTOCOL) == Int32(IPPROTO_TCP) ? .notConnected : .nothing
+        }
+        guard found == peer, let local = name(socket.raw, ss_sys_getsockname) else { return .nothing }
+        return .connected(local: local)
     }
 
     private static func option(_ socket: Int32, _ level: Int32, _ name: Int32) -> Int32? {

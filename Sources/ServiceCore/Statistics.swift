@@ -15,6 +15,8 @@ extension Service {
         var report: SocketReport
         /// How often it was announced.
         var attempts: UInt64
+        /// The service has paired it.
+        var isPaired: Bool
     }
 
     /// What an end says of its peer is what it was told at the time. Seen from here both ends may be known, or one for good
@@ -34,7 +36,8 @@ extension Service {
             case "\(Reason.policy)", "\(Reason.ioUring)", "\(Reason.unsupportedOption)", "\(Reason.handedOver)", "\(Reason.urgentData)",
                 "\(Reason.companionFailed)", "\(Reason.noProvider)":
                 reason = .peerPolicy
-            default: reason = .waitingForPeer
+            // The ends have not seen it yet.
+            default: reason = finding.isPaired ? .negotiating : .waitingForPeer
             }
             report.reason = "\(reason)"
             report.reasonText = reason.text.description
@@ -69,10 +72,11 @@ extension Service {
                 if pids[process] != nil { certain[slot, default: []].append(pid) }
             }
         }
+        let paired = Set(pairs.flatMap(\.ends).filter { $0.arena === family && $0.isOpen }.map(\.slot))
         return holders.sorted { $0.key < $1.key }.compactMap { index, pids in
             let slot = arena.slot(index)
             return report(slot, pids: pids, program: names[index] ?? "", certain: certain[index] ?? [])
-                .map { Finding(report: $0, attempts: slot.attempts.load()) }
+                .map { Finding(report: $0, attempts: slot.attempts.load(), isPaired: paired.contains(index)) }
         }
     }
 
@@ -85,20 +89,22 @@ extension Service {
     }
 
     /// The library asks for the own address of a connection when it announces it; until then the service looks.
-    private func local(_ slot: Slot, _ kind: SocketReport.Kind, certain pids: [Int32]) -> Endpoint? {
-        if let known = Endpoint(slot.localAddress) { return known }
-        guard kind == .connected || kind == .accepted, let peer = Endpoint(slot.peerAddress) else { return nil }
+    private func look(at slot: Slot, _ kind: SocketReport.Kind, certain pids: [Int32]) -> SocketIdentity.Sight {
+        if let known = Endpoint(slot.localAddress) { return .connected(local: known) }
+        guard kind == .connected || kind == .accepted, let peer = Endpoint(slot.peerAddress) else { return .nothing }
         let hint = slot.descriptorHint.load()
-        guard hint > 0, hint <= UInt64(Int32.max) else { return nil }
+        guard hint > 0, hint <= UInt64(Int32.max) else { return .nothing }
         // Asked once each: the descriptor may be another one in a moment.
         for pid in pids {
-            if let found = SocketIdentity.local(of: Int32(hint) - 1, in: pid, peer: peer) { return found }
+            let sight = SocketIdentity.look(at: Int32(hint) - 1, in: pid, peer: peer)
+            if case .nothing = sight { continue }
+            return sight
         }
-        return nil
+        return .nothing
     }
 
     private func report(_ slot: Slot, pids: [Int32], program: String, certain: [Int32]) -> SocketReport? {
-        let kind: SocketReport.Kind
+        var kind: SocketReport.Kind
         switch slot.kind.load() {
         case Slot.Kind.fresh: kind = .fresh
         case Slot.Kind.listening: kind = .listening
@@ -106,17 +112,23 @@ extension Service {
         case Slot.Kind.accepted: kind = .accepted
         default: return nil
         }
+        let companion = slot.companionBytes
+        let bytes = SocketReport.Bytes(
+            tcpSent: slot.tcpBytesSent.load(), tcpReceived: slot.tcpBytesReceived.load(),
+            companionSent: companion.sent, companionReceived: companion.received)
+        var local = ""
+        switch look(at: slot, kind, certain: certain) {
+        case .connected(let endpoint): local = endpoint.text
+        // A connect that was begun, and is under way or has failed.
+        case .notConnected: if bytes == .init() { kind = .fresh }
+        case .nothing: break
+        }
         let send: SocketReport.Carrier = slot.sendCuts.load() & 1 == 1 ? .companion : .tcp
         let receive: SocketReport.Carrier = slot.receiveCuts.load() & 1 == 1 ? .companion : .tcp
         let (reason, text) = explain(slot, kind, sendsOnTCP: send == .tcp, receivesOnTCP: receive == .tcp)
-        let companion = slot.companionBytes
         return SocketReport(
-            pids: pids, program: program, kind: kind, local: local(slot, kind, certain: certain)?.text ?? "",
-            peer: Endpoint(slot.peerAddress)?.text ?? "", sendCarrier: send, receiveCarrier: receive,
-            bytes: .init(
-                tcpSent: slot.tcpBytesSent.load(), tcpReceived: slot.tcpBytesReceived.load(),
-                companionSent: companion.sent, companionReceived: companion.received),
-            carrierChanges: slot.carrierChanges.load(), reason: reason, reasonText: text)
+            pids: pids, program: program, kind: kind, local: local, peer: Endpoint(slot.peerAddress)?.text ?? "", sendCarrier: send,
+            receiveCarrier: receive, bytes: bytes, carrierChanges: slot.carrierChanges.load(), reason: reason, reasonText: text)
     }
 
     /// Why the socket, or the one direction of it that has not moved, is on TCP.
@@ -126,6 +138,7 @@ extension Service {
         if !sendsOnTCP, !receivesOnTCP { return ("none", Reason.none.text.description) }
         if reason == .none || reason == .notConnected, kind == .listening { return ("none", "listening") }
         switch reason {
+        case .notWorthItYet where kind == .fresh: reason = .notConnected
         case .none, .notInvited, .peerPolicy:
             if kind == .fresh {
                 reason = .notConnected

@@ -216,8 +216,9 @@ extension Session {
             if position &- chunk >= UInt64(MessageCursor.chunkBytes) { chunk = position }
         }
         if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
-        if !cursor.isBad, cursor.piece() != nil { slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1) }
-        if position == start { return -Int(EAGAIN) }
+        let isFull = !cursor.isBad && cursor.piece() != nil
+        if isFull { slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1) }
+        if position == start { return overflow(flags) ? sendOnTCP(fd, message, &cursor, flags) : -Int(EAGAIN) }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
             markSending(ss_cycles())
@@ -226,7 +227,20 @@ extension Session {
         } else {
             publishProducer(position, ss_cycles())
         }
+        if isFull { _ = overflow(flags) }  // what is left is the next attempt's
         return Int(position &- start)
+    }
+
+    /// The ring is full. A program that does not wait counts on what TCP takes at once, megabytes, and may even exit: while the
+    /// ring is not as large as it can be the rest goes over TCP, and the next ring is larger. Later it is TCP's turn when the
+    /// reader stands still, which nobody tells to who asks again and again instead of waiting. True: sends on TCP now.
+    private func overflow(_ flags: Int32) -> Bool {
+        let isSmall = isNonBlocking(flags) && slot.sendRingBytes.loadRelaxed() < Window.maximumRingBytes
+            && connection.pointee.writer == nil && !looksWritable
+        guard isSmall, !has(Slot.Flags.broken), cutToTCP() else { return goToTCPIfStalled() }
+        slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ Session.fullsBeforeWidening)
+        slot.reason.store(Reason.ringStalled.rawValue)
+        return sendsOnTCP
     }
 
     /// Bytes that may be written at `position`; widens a ring that proved too small as soon as it is empty. `wanted` lets
@@ -442,7 +456,8 @@ extension Session {
             // The end of the file, and what is wrong with it, need no room.
             var byte: UInt8 = 0
             let found = ss_sys_pread(input, &byte, 1, offset)
-            return found > 0 ? -Int(EAGAIN) : found
+            if found <= 0 { return found }
+            return overflow(0) ? copyFileToTCP(fd, input, offset, count) : -Int(EAGAIN)
         }
         let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
         let start = geometry.index(position)

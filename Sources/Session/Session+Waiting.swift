@@ -65,7 +65,7 @@ extension Session {
     /// A sender whose peer takes nothing for so long hands over to TCP and its larger buffers: soon when the two may be
     /// waiting for each other (the peer is stuck in sending, too, or is this very process), later when the peer is just slow.
     static var deadlockNanoseconds: UInt64 { 20_000_000 }
-    static var stallNanoseconds: UInt64 { 1_000_000_000 }
+    static var stallNanoseconds: UInt64 { 50_000_000 }
 
     private var patienceNanoseconds: UInt64 {
         let armed = local.armedForSend.load()

@@ -21,7 +21,7 @@ struct Demo: ParsableCommand {
 
     enum Server: String, ExpressibleByArgument, CaseIterable { case redis, echo }
 
-    @Option(help: "The server: redis or echo. Standard: redis if it is installed.")
+    @Option(help: "The server: redis or echo. Default: redis if it is installed.")
     var server: Server?
 
     @Option(name: .customLong("round-trips"), help: "Requests that the proof's one client makes.")

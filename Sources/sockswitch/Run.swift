@@ -19,7 +19,7 @@ struct Run: ParsableCommand {
               program=GLOB     the program's name, of which 15 bytes count (* is the only wildcard)
               address=ADDRESS  or a network, as in 10.0.0.0/8 or [2001:db8::]/32
               port=N           or N-M
-            For outgoing connections address and port are the destination's, for accepted ones the own. The first rule \
+            For outgoing connections address and port are the destination's, for accepted ones the listener's. The first rule \
             that matches decides: those of --allow and --tcp in their order on the command line, then those of the \
             policy file. What no rule matches is allowed.
 
@@ -41,7 +41,7 @@ struct Run: ParsableCommand {
 
     enum Wait: String, ExpressibleByArgument, CaseIterable { case adaptive, never }
 
-    @Option(help: "How a reader waits: spin briefly where it pays (adaptive), or sleep at once (never). Standard: adaptive.")
+    @Option(help: "How a reader waits: spin briefly where it pays (adaptive), or sleep at once (never). Default: adaptive.")
     var wait: Wait?
 
     enum Upgrade: String, ExpressibleByArgument, CaseIterable { case `default`, eager }
@@ -50,7 +50,7 @@ struct Run: ParsableCommand {
     var upgrade: Upgrade?
 
     @Option(help: ArgumentHelp(
-        "What a program that listens on all addresses gets: one companion for all of them (any), or one for each address that a provider serves (per-interface). Standard: what the policy file says, else any."))
+        "What a program that listens on all addresses gets: one companion for all of them (any), or one for each address that a provider serves (per-interface). Default: what the policy file says, else any."))
     var wildcard: PolicyFile.Wildcard?
 
     @OptionGroup var service: ServiceOption
@@ -71,7 +71,7 @@ struct Run: ParsableCommand {
         } else if let option = command.first, option.hasPrefix("-") {
             if option == "--help" || option == "-h" { throw CleanExit.helpRequest(self) }
             if option == "--version" { throw CleanExit.message(Version.text) }
-            throw ValidationError("Unknown option '\(option)'. Put `--` before the command.")
+            throw ValidationError("Unknown option '\(option)'. If it begins the command, put `--` before it.")
         }
         guard let name = command.first else { throw ValidationError("Say which command to run: sockswitch run -- COMMAND") }
         let policy = try compiledPolicy()
@@ -110,6 +110,7 @@ struct Run: ParsableCommand {
         if let file = ProgramFile.find(name, searchPath: environmentValue("PATH")), let obstacle = ProgramFile.obstacle(file) {
             warn("\(name) \(obstacle)")
         }
+        if let obstacle = ProcessLimits.obstacle { warn("\(name) \(obstacle)") }
         withCStrings(command) { _ = execvp($0[0]!, $0) }
         let code = errno
         complain("\(name): \(String(cString: strerror(code)))")

@@ -27,7 +27,7 @@ struct Sockswitch: ParsableCommand {
 struct ServiceOption: ParsableArguments {
     @Option(help: ArgumentHelp(
         "The service's socket.",
-        discussion: "Standard: $SOCKSWITCH_SERVICE, else your own service, else the system's.", valueName: "path"))
+        discussion: "Default: $SOCKSWITCH_SERVICE, else your own service, else the system's.", valueName: "path"))
     var service: String?
 
     var path: String { service ?? ServiceStarter.pathInUse() }

@@ -26,7 +26,7 @@ struct SockswitchDaemon: ParsableCommand {
 
     @Option(help: ArgumentHelp(
         "The Unix socket to serve at.",
-        discussion: "Standard: $SOCKSWITCH_SERVICE, else /run/sockswitch.sock for root, else $XDG_RUNTIME_DIR/sockswitch.sock, else /tmp/sockswitch-UID/service.sock.",
+        discussion: "Default: $SOCKSWITCH_SERVICE, else /run/sockswitch.sock for root, else $XDG_RUNTIME_DIR/sockswitch.sock, else /tmp/sockswitch-UID/service.sock.",
         valueName: "path"))
     var socket: String?
 
@@ -80,7 +80,14 @@ struct SockswitchDaemon: ParsableCommand {
         do {
             place = try ServiceSocket(path: configuration.path)
         } catch {
-            if case .running = error, readyDescriptor != nil { return }
+            if case .running = error, readyDescriptor != nil, !acrossNamespaces {
+                if ephemeral { return }
+                do {
+                    try ServiceClient(path: configuration.path).stay()
+                    log.notice("\(error), and stays with the options that it was started with")
+                    return
+                } catch { log.error("\(error)") }
+            }
             log.error("\(error)")
             throw ExitCode(EX_UNAVAILABLE)
         }

@@ -48,6 +48,36 @@ import Testing
         #expect(test.service.status.announcements == 0)
     }
 
+    @Test("Ends that were paired and have not noticed yet do not wait for each other's announcement")
+    func pairedUnnoticed() throws {
+        let test = try ServiceUnderTest()
+        let both = try test.connectSwitched()
+        let tcp = try Connection()
+        let arena = both.arena.arena
+        func slot(_ socket: Descriptor) -> Int {
+            let index = arena.allocateSlot(process: both.arena.process)
+            let slot = arena.slot(index)
+            slot.kind.store(Slot.Kind.connected)
+            slot.attempts.store(1)
+            slot.reason.store(Reason.waitingForPeer.rawValue)
+            var storage = [UInt8](repeating: 0, count: 28)
+            var length = UInt32(28)
+            #expect(ss_sys_getsockname(socket.raw, &storage, &length) == 0)
+            slot.localAddress.set(storage, length: Int(length))
+            length = 28
+            #expect(ss_sys_getpeername(socket.raw, &storage, &length) == 0)
+            slot.peerAddress.set(storage, length: Int(length))
+            return index
+        }
+        let ends = [slot(tcp.acceptor), slot(tcp.connector)]
+        var reasons: Set<String> { Set(test.service.socketReports().map(\.reason)) }
+        #expect(reasons == ["waitingForPeer"])
+        both.announce(tcp.acceptor, slot: UInt64(ends[0]), generation: arena.slot(ends[0]).generation.load(), role: Role.acceptor)
+        both.announce(tcp.connector, slot: UInt64(ends[1]), generation: arena.slot(ends[1]).generation.load(), role: Role.connector)
+        test.settle()
+        #expect(reasons == ["negotiating"])
+    }
+
     @Test("Both ends in one process")
     func pairsWithinOneProcess() throws {
         let test = try ServiceUnderTest()

@@ -134,6 +134,23 @@ import Testing
         #expect(local == "")
     }
 
+    @Test("A connect that has failed, or is under way, is no connection")
+    func failedConnect() throws {
+        let test = try ServiceUnderTest()
+        let client = try test.connectSwitched()
+        let tcp = try Connection()
+        let slot = acceptedSlot(client, tcp)
+        slot.kind.store(Slot.Kind.connected)
+        slot.reason.store(Reason.notWorthItYet.rawValue)
+        let socket = Descriptor(Int32(ss_sys_socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)))
+        slot.descriptorHint.store(UInt64(socket.raw + 1))
+        var seen: SocketReport { test.service.socketReports()[0] }
+        #expect(seen.kind == .fresh && seen.reason == "notConnected")
+        // It has been one.
+        slot.tcpBytesSent.store(1)
+        #expect(seen.kind == .connected && seen.reason == "notWorthItYet")
+    }
+
     @Test("An own address is looked for while the program puts another socket in its place")
     func changingDescriptor() async throws {
         let test = try ServiceUnderTest()
@@ -267,6 +284,13 @@ import Testing
         #expect(try ask("hold", held).status == ToolStatus.done)
         held.advance(milliseconds: 100_000)
         #expect(!held.service.hasOutlivedItsClients)
+
+        // Somebody has asked for a lasting one meanwhile.
+        let lasting = try ServiceUnderTest { $0.isEphemeral = true }
+        #expect(try ask("stay", lasting).status == ToolStatus.done)
+        #expect(try ask("ping", lasting).text == "pong")
+        lasting.advance(milliseconds: 100_000)
+        #expect(!lasting.service.hasOutlivedItsClients)
 
         let lonely = try ServiceUnderTest { $0.isEphemeral = true }
         lonely.advance(milliseconds: 10_001)

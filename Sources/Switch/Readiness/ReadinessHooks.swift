@@ -179,7 +179,7 @@ private func forgetRegistrations(_ fd: Int32, _ socket: Int) {
                     index = next
                     continue
                 }
-                root.untag(index)
+                if !root.set(Int(one.set)).isParents(one) { root.untag(index) }
             }
             if mayOutlive { _ = ss_sys_epoll_ctl(root.set(Int(one.set)).descriptor, ControlOperation.delete, fd, nil) }
             root.drop(index)

@@ -122,9 +122,7 @@ extension ReadinessRoot {
         // The kernel's part of an orphan cannot be changed any more: it stays ours, and asks the kernel from now on.
         guard one.has(Registration.State.dual), !one.isOrphan else { return }
         let container = set(Int(one.set))
-        // So does what this process has inherited and not used yet: most likely it is the parent's alone, who may have changed it
-        // meanwhile.
-        if container.has(EpollSet.Flags.inherited), sessionOf(one.socket).slot.holders.load() > 1 { return }
+        if container.isParents(one) { return }
         removeDoorbell(index)
         let outcome = container.lock.lock()
         container.makeCold(self, index)
@@ -263,7 +261,7 @@ extension ReadinessRoot {
         let container = set(Int(one.set))
         let outcome = container.lock.lock()
         // Being told makes the kernel report it once, which a nested set could not take back.
-        if !one.isOrphan, !container.has(EpollSet.Flags.nested) {
+        if !one.isOrphan, !container.has(EpollSet.Flags.nested), !container.isParents(one), !container.isRelatives(one) {
             one.kernelEvents |= Interest.output | Interest.priority
             var event = epoll_event()
             ss_event_set(&event, 0, one.kernelEvents, Tag.make(self, index, one.generation, doorbell: false))

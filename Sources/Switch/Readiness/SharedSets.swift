@@ -50,6 +50,10 @@ extension EpollSet {
         has(Flags.forked) && handOversSeen != ReadinessRoot.handOversAmongRelatives
     }
 
+    /// What this process has inherited and not used yet is most likely the parent's alone, who may have changed it meanwhile: the
+    /// kernel's part of it stays as it is.
+    func isParents(_ one: Registration) -> Bool { has(Flags.inherited) && sessionOf(one.socket).slot.holders.load() > 1 }
+
     /// A relative may have handed the socket over: what the kernel's list has is no longer ours to change.
     func isRelatives(_ one: Registration) -> Bool { has(Flags.forked) && !sessionOf(one.socket).isDual }
 
