@@ -19,6 +19,14 @@ private func mapSegment(_ fd: Int32) -> UnsafeMutableRawPointer? {
     return memory
 }
 
+/// A program whose address space is limited counts on what it leaves: companions take an eighth of it at most.
+private var mayMapAnother: Bool {
+    var limit = rlimit()
+    guard ss_sys_prlimit(Int32(RLIMIT_AS.rawValue), nil, &limit) == 0 else { return true }
+    // Each has two doorbells.
+    return rlim_t((ownDescriptorCount / 2 + 1) * Segment.bytes) <= limit.rlim_cur / 8
+}
+
 private func markRejected(_ memory: UnsafeMutableRawPointer, side: Int, message: UInt64) {
     let mailbox = memory + Segment.mailboxOffset(side: side)
     Word(mailbox, Segment.mailboxLengthOffset).store(Segment.rejectedLength)
@@ -36,8 +44,16 @@ extension Companion {
     /// Takes a segment and the doorbells (all three descriptors in every case). `.none`, or why that was not possible.
     /// Under the lock.
     func attach(segment: Int32, doorbell: Int32, peerDoorbell: Int32, doorbellKind: UInt32, side: UInt32) -> Reason {
+        // (The peer has to be told that it is turned down.)
         let memory = mapSegment(segment)
         _ = ss_sys_close(segment)
+        if let memory, !mayMapAnother {
+            _ = ss_sys_close(doorbell)
+            _ = ss_sys_close(peerDoorbell)
+            markRejected(memory, side: Int(side), message: 1)
+            _ = ss_sys_munmap(memory, Segment.bytes)
+            return .memoryLimit
+        }
         guard let memory else {
             _ = ss_sys_close(doorbell)
             _ = ss_sys_close(peerDoorbell)

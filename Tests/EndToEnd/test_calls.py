@@ -104,7 +104,8 @@ class Calls(Case):
 
     def test_what_an_attack_found(self):
         self.on_both_carriers("attacked", "small_stacks", "disconnected_elsewhere", "files_that_are_none",
-                              "offset_that_cannot_be_written", "closed_in_the_middle", "much_is_interrupted", "gone_with_bytes_unread")
+                              "offset_that_cannot_be_written", "closed_in_the_middle", "much_is_interrupted", "gone_with_bytes_unread", "closed_by_a_child",
+                              "sent_without_waiting", "many_polled", "many_sets")
 
     def test_handlers(self):
         """In the middle of calls they send, jump out, end calls or let them go on, as on TCP."""

@@ -350,6 +350,9 @@ static bool take(const struct step *step, int index) {
     // See oracle.c, 8.
     struct end *peer = &shared->ends[NATIVE][1 - step->end];
     if (step->operation == SENDMMSG && step->pieces > 1 && !shared->plan.noDelay && peer->readShut && peer->writeShut) return true;
+    struct step pushed = *step;
+    if (step->operation <= SENDFILE && (peer->readShut || holder(NATIVE, 1 - step->end, 0) < 0)) pushed.flags &= ~MSG_MORE;
+    step = &pushed;
     for (int w = 0; w < WORLDS; w++) {
         // An epoll set is used by one process.
         bool isEpoll = step->operation == EPOLL_CTL || step->operation == EPOLL_WAIT;

@@ -45,7 +45,17 @@ package func switchEpollControl(_ set: Int32, _ operation: Int32, _ fd: Int32, _
                 _ = switchHandOver(fd, .unsupportedOption)
             }
         }
-        return SocketControl(root: root, set: set, fd: fd, socket: entryIndex(target)).perform(operation, event)
+        let control = SocketControl(root: root, set: set, fd: fd, socket: entryIndex(target))
+        var result = control.perform(operation, event)
+        // No record left for the set or the registration: the kernel's socket must be all there is to it.
+        if result == -Int(ENOMEM), sessionOf(entryIndex(target)).isDual {
+            if switchHandOver(fd, .memoryLimit) { result = control.perform(operation, event) }
+        } else if result == 0, operation == ControlOperation.add, entryKind(descriptorEntry(set)) != DescriptorKind.epollSet,
+            sessionOf(entryIndex(target)).isDual
+        {
+            _ = switchHandOver(fd, .memoryLimit)
+        }
+        return result
     }
     let result = ss_sys_epoll_ctl(set, operation, fd, event)
     if result == 0, operation == ControlOperation.add, entryKind(target) == DescriptorKind.epollSet {

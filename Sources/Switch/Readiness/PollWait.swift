@@ -90,6 +90,10 @@ struct PollWaiter {
     private var leavesDoorbellsOut = false
     /// Wake-ups in a row for which nothing was found.
     private var vainWakeUps = 0
+    /// What the kernel takes at most in one list, once that is known to matter.
+    private var longestList = Int.max
+    /// Sleeps without some of the doorbells.
+    private var shortSleeps: UInt64 = 0
 
     /// Memory that a call needs: readers, kernel's list, sockets.
     static func bytes(_ count: Int, ours: Int) -> Int {
@@ -294,9 +298,9 @@ struct PollWaiter {
         let ready = look(now)
         if ready > 0 { return ready }
         let left = min(Deadline.left(deadline, now), longest)
-        var timeout = left == Deadline.never ? timespec() : Deadline.fill(left)
-        let total = count + doorbells
-        let result = left == Deadline.never ? ss_sys_ppoll(extended, total, nil, mask) : ss_sys_ppoll(extended, total, &timeout, mask)
+        var result = sleepInKernel(left)
+        // A list with all doorbells may be longer than the kernel takes (RLIMIT_NOFILE); the program's own is not.
+        if result == -Int(EINVAL), doorbells > 0, limitList() { result = sleepInKernel(left) }
         let slept = now
         now = ss_monotonic_ns()
         if result < 0 { return result }
@@ -316,6 +320,28 @@ struct PollWaiter {
         silenceDoorbells()
         // What wakes us for nothing again and again must not keep the call beyond its time.
         return deadline != Deadline.never && now >= deadline ? 0 : PollWaiter.goOn
+    }
+
+    private mutating func sleepInKernel(_ nanoseconds: UInt64) -> Int {
+        var nanoseconds = nanoseconds
+        var total = count + doorbells
+        if total > longestList {
+            // Those whose doorbells find no room are looked at every 1 to 8 ms.
+            total = longestList
+            nanoseconds = min(nanoseconds, 1_000_000 << min(shortSleeps, 3))
+            shortSleeps &+= 1
+        }
+        if nanoseconds == Deadline.never { return ss_sys_ppoll(extended, total, nil, mask) }
+        var timeout = Deadline.fill(nanoseconds)
+        return ss_sys_ppoll(extended, total, &timeout, mask)
+    }
+
+    /// False: the list was not too long.
+    private mutating func limitList() -> Bool {
+        var limit = rlimit()
+        guard ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), nil, &limit) == 0 else { return false }
+        longestList = max(count, Int(min(limit.rlim_cur, rlim_t(Int32.max))))
+        return longestList < count + doorbells
     }
 
     /// Builds the kernel's list and arms the dual sockets. False: a plain socket has become dual meanwhile, and there is no

@@ -1,6 +1,8 @@
 // What a reviewer who meant no good has found, as cases.
 #include "carriers.h"
 #include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 
 static char bytes[1 << 20];
 
@@ -241,6 +243,109 @@ static void gone_with_bytes_unread(void) {
     close_ends(e);
 }
 
+// A child that only closes what it has inherited leaves the parent's epoll set alone, which has given the socket up meanwhile.
+static void closed_by_a_child(void) {
+    struct ends e = make_ends();
+    int first = dup(e.server), second = dup(e.server), set = epoll_create1(EPOLL_CLOEXEC);
+    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, first, &(struct epoll_event){EPOLLIN | EPOLLRDHUP | EPOLLPRI, {.u32 = 1}}));
+    int go[2];
+    if (pipe(go)) fail("pipe");
+    pid_t child = fork();
+    if (child == 0) {
+        char byte;
+        read(go[0], &byte, 1);
+        close(first);
+        _exit(0);
+    }
+    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, second, &(struct epoll_event){EPOLLOUT | EPOLLET | EPOLLONESHOT, {.u32 = 2}}));
+    struct epoll_event events[4] = {0};
+    SHOW(epoll_wait(set, events, 4, 100));
+    write(go[1], "", 1);
+    waitpid(child, NULL, 0);
+    SHOW(send(e.client, bytes, 1660, 0));
+    SHOW(epoll_wait(set, events, 4, 1000));
+    SHOW(events[0].events);
+    SHOW(events[0].data.u32);
+    close(first);
+    close(second);
+    close(set);
+    close_ends(e);
+}
+
+// What TCP takes at once is taken at once, also from a program that exits then.
+static void sent_without_waiting(void) {
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        pid_t child = fork();
+        if (child == 0) {
+            close(e.server);
+            fcntl(e.client, F_SETFL, O_NONBLOCK);
+            int file = memfd_create("file", 0);
+            if (ftruncate(file, 300000) != 0) fail("ftruncate");
+            long sent = way == 0 ? send(e.client, bytes, 300000, 0) : way == 1 ? sendfile(e.client, file, &(off_t){0}, 300000)
+                                                                             : write(e.client, bytes, 100000);
+            _exit(sent == (way == 2 ? 100000 : 300000) ? 0 : 1);
+        }
+        close(e.client);
+        int status = -1;
+        waitpid(child, &status, 0);
+        SHOW(status);
+        long got = 0, part;
+        while ((part = recv(e.server, bytes, sizeof bytes, 0)) > 0) got += part;
+        SHOW(part);
+        SHOW(got);
+        close(e.server);
+        memset(bytes, 0, sizeof bytes);
+    }
+}
+
+// More entries than the kernel takes together with what ours need: RLIMIT_NOFILE counts.
+static void many_polled(void) {
+    struct ends e = make_ends();
+    struct rlimit before, few;
+    getrlimit(RLIMIT_NOFILE, &before);
+    few = before;
+    few.rlim_cur = 60;
+    setrlimit(RLIMIT_NOFILE, &few);
+    struct pollfd entries[40];
+    for (int i = 0; i < 40; i++) entries[i] = (struct pollfd){e.server, POLLIN, 0};
+    SHOW(poll(entries, 40, 20));
+    pid_t child = fork();
+    if (child == 0) {
+        usleep(30000);
+        write(e.client, "x", 1);
+        _exit(0);
+    }
+    SHOW(poll(entries, 40, 5000));
+    SHOW(entries[0].revents);
+    SHOW(entries[39].revents);
+    waitpid(child, NULL, 0);
+    setrlimit(RLIMIT_NOFILE, &before);
+    close_ends(e);
+}
+
+// More sets than the switch has records for: they tell what is there all the same.
+static void many_sets(void) {
+    struct ends e = make_ends();
+    struct rlimit before;
+    getrlimit(RLIMIT_NOFILE, &before);
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){before.rlim_max, before.rlim_max});
+    static int sets[4300];
+    int told = 0, made = 0;
+    for (int i = 0; i < 4300; i++) {
+        sets[i] = epoll_create1(EPOLL_CLOEXEC);
+        if (sets[i] >= 0 && epoll_ctl(sets[i], EPOLL_CTL_ADD, e.server, &(struct epoll_event){EPOLLIN, {.fd = i}}) == 0) made++;
+    }
+    SHOW(made);
+    SHOW(send(e.client, "x", 1, 0));
+    struct epoll_event event;
+    for (int i = 0; i < 4300; i++) told += epoll_wait(sets[i], &event, 1, i < 4200 ? 500 : 50) == 1;
+    SHOW(told);
+    for (int i = 0; i < 4300; i++) close(sets[i]);
+    setrlimit(RLIMIT_NOFILE, &before);
+    close_ends(e);
+}
+
 static void *talk(void *unused) {
     (void)unused;
     int client = socket(AF_INET, SOCK_STREAM, 0), server = connect_again(client);
@@ -274,6 +379,10 @@ int main(int count, char **arguments) {
     CASE(closed_in_the_middle);
     CASE(much_is_interrupted);
     CASE(gone_with_bytes_unread);
+    CASE(closed_by_a_child);
+    CASE(sent_without_waiting);
+    CASE(many_polled);
+    CASE(many_sets);
     printf("%d different\n", failures);
     return failures != 0;
 }
