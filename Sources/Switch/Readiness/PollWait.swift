@@ -120,10 +120,10 @@ struct PollWaiter {
         var hasSpun = false
         while true {
             let stamp = ss_thread_poll_stamp()
-            let isDue = mustAskKernel || stamp?.pointee.list != UnsafeRawPointer(list) || now &- (stamp?.pointee.nanoseconds ?? 0) >= kernelPollNanoseconds
+            let isDue = mustAskKernel || stamp?.pointee.list != listMark || now &- (stamp?.pointee.nanoseconds ?? 0) >= kernelPollNanoseconds
             var ready = look(now)
             if ready == 0 || isDue {
-                stamp?.pointee = ss_poll_stamp(nanoseconds: now, list: UnsafeRawPointer(list))
+                stamp?.pointee = ss_poll_stamp(nanoseconds: now, list: listMark)
                 ready = askKernel(now, ready == 0 && deadline == Deadline.now ? mask : nil)
             }
             if ready != 0 { return ready }
@@ -142,6 +142,11 @@ struct PollWaiter {
     }
 
     private static var goOn: Int { Int.min }
+
+    /// Tells this list from the one of another call at the same place in memory.
+    private var listMark: UnsafeRawPointer? {
+        UnsafeRawPointer(bitPattern: UInt(bitPattern: list) ^ UInt(UInt32(bitPattern: list[0].fd)) << 40 ^ UInt(count) << 48)
+    }
 
     // MARK: Looking
 
