@@ -11,7 +11,7 @@ package enum ProcessLimits {
     package static var obstacle: String? {
         var files = rlimit()
         if ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), nil, &files) == 0, UInt64(files.rlim_max) < leastDescriptors {
-            return "may open \(files.rlim_max) files at most (`ulimit -Hn`), which leaves none for the switch: it takes \(leastDescriptors); it stays on TCP"
+            return "may open \(files.rlim_max) files at most (`ulimit -Hn`), and the switch takes none below \(leastDescriptors); it stays on TCP"
         }
         var size = rlimit()
         if ss_sys_prlimit(Int32(RLIMIT_FSIZE.rawValue), nil, &size) == 0, size.rlim_cur < rlim_t(FamilyArena.bytes) {
