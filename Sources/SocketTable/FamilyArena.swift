@@ -84,6 +84,14 @@ package struct FamilyArena {
         return -1
     }
 
+    /// Nobody who is forked now can be counted among the holders of a socket.
+    package var isFullOfProcesses: Bool {
+        if processHighWater.load() < UInt64(FamilyArena.processCount) { return false }
+        reapDeadProcesses()
+        for index in 0..<FamilyArena.processCount where process(index).state.load() == ProcessEntry.free { return false }
+        return true
+    }
+
     /// A forked child takes the entry whose `pid` was `reservation`. False: it was so long in coming that the entry was
     /// given up; its holds are gone.
     package func claim(_ index: Int, _ reservation: UInt64, pid: UInt64) -> Bool {

@@ -14,6 +14,7 @@ import StreamRing
 package func switchBeforeFork() {
     let state = privateState
     guard switchIsActive, let memory = state.pointee.arena else { return }
+    if FamilyArena(memory).isFullOfProcesses { giveSocketsUp() }
     let holdsPending = waitForPendingLock()
     let holdsReadiness = readinessBeforeFork()
     let mask = sharedMemoryProviderBeforeFork()
@@ -25,6 +26,16 @@ package func switchBeforeFork() {
     let child = arena.reserveChild(of: Int(state.pointee.process))
     state.pointee.reservedChild = Int32(child)
     state.pointee.reservation = child >= 0 ? arena.process(child).pid.load() : 0
+}
+
+/// The child will be a stranger to the family: what it inherits must be the kernel's alone.
+@inline(never)
+private func giveSocketsUp() {
+    var fd: Int32 = 0
+    while fd < Int32(bitPattern: highestDescriptor.load()) {
+        if let index = socketIndex(fd) { handOver(fd, index, to: .stranger) }
+        fd &+= 1
+    }
 }
 
 package func switchAfterForkInParent() {

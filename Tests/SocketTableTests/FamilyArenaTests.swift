@@ -170,6 +170,20 @@ private func end(_ pid: pid_t) {
         #expect(arena.slot(shared).holders.load() == 1)
     }
 
+    @Test("A family is full of processes while all of its entries are those of the living")
+    func fullOfProcesses() {
+        while true {
+            #expect(!arena.isFullOfProcesses)
+            if arena.addProcess(pid: own) == FamilyArena.processCount - 1 { break }
+        }
+        #expect(arena.isFullOfProcesses && arena.addProcess(pid: own) == -1)
+        arena.removeProcess(7)
+        #expect(!arena.isFullOfProcesses)
+        // One that has died counts no more.
+        _ = arena.addProcess(pid: 0x7FFF_FFFF)
+        #expect(!arena.isFullOfProcesses)
+    }
+
     @Test("A process in another PID namespace is not judged by its number, but by the lock that it keeps")
     func otherNumbers() {
         let file = memfd_create("arena", 0)
