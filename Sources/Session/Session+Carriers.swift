@@ -129,8 +129,8 @@ extension Session {
     // MARK: Wait calls
 
     /// What a wait call does for a socket that neither reads nor writes now: follow the peer's cuts, invite, and (an idle
-    /// sender) pull back. Cheap when there is nothing to do; never sleeps.
-    package func maintain(_ fd: Int32) {
+    /// sender) pull back. Cheap when there is nothing to do; never sleeps. `deadline`: when the wait ends.
+    package func maintain(_ fd: Int32, deadline: UInt64 = UInt64.max) {
         guard isDual else { return }
         if slot.receiveLock.tryLock() {
             if isInService, !companionIsLost, !has(Slot.Flags.broken) {
@@ -142,7 +142,7 @@ extension Session {
             if isInService, !has(Slot.Flags.broken), !companionIsLost {
                 if !changeCarrierIfAsked(fd) { breakOff(.protocolViolation) }
                 flushBacklog()
-                if slot.roomWanted.loadRelaxed() != 0 { goToTCPIfStalled() }
+                if slot.roomWanted.loadRelaxed() != 0 { goToTCPIfStalled(deadline) }
             }
             slot.sendLock.unlock()
         }

@@ -237,7 +237,7 @@ extension Session {
     private func overflow(_ flags: Int32) -> Bool {
         let isSmall = isNonBlocking(flags) && slot.sendRingBytes.loadRelaxed() < Window.maximumRingBytes
             && connection.pointee.writer == nil && !looksWritable
-        guard isSmall, !has(Slot.Flags.broken), cutToTCP() else { return goToTCPIfStalled() }
+        guard isSmall, !has(Slot.Flags.broken), cutToTCP() else { return goToTCPIfStalled(isNonBlocking(flags) ? 0 : WaitState.never) }
         slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ Session.fullsBeforeWidening)
         slot.reason.store(Reason.ringStalled.rawValue)
         return sendsOnTCP

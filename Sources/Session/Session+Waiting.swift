@@ -65,7 +65,9 @@ extension Session {
     /// A sender whose peer takes nothing for so long hands over to TCP and its larger buffers: soon when the two may be
     /// waiting for each other (the peer is stuck in sending, too, or is this very process), later when the peer is just slow.
     static var deadlockNanoseconds: UInt64 { 20_000_000 }
-    static var stallNanoseconds: UInt64 { 50_000_000 }
+    static var stallNanoseconds: UInt64 { 1_000_000_000 }
+    /// The least of it for one who waits only so long, or not at all.
+    static var shortStallNanoseconds: UInt64 { 100_000_000 }
 
     private var patienceNanoseconds: UInt64 {
         let armed = local.armedForSend.load()
@@ -148,7 +150,7 @@ extension Session {
         connection.pointee.writer?.progress()
         if looksWritable || hasNews { return leaveWatch(0) }
         if slot.sendLock.tryLock() {
-            let isMoved = isUp && goToTCPIfStalled()
+            let isMoved = isUp && goToTCPIfStalled(wait.deadline)
             slot.sendLock.unlock()
             if isMoved { return leaveWatch(0) }
         }
@@ -181,9 +183,10 @@ extension Session {
     }
 
     /// TCP would have taken more than a ring holds before it blocks a writer. So a writer whose reader does not read at
-    /// all for a while goes back to TCP, whose buffers take the rest. Under the send lock.
+    /// all for a while goes back to TCP, whose buffers take the rest; in good time, if it gives up at `deadline` (monotonic
+    /// nanoseconds). Under the send lock.
     @discardableResult
-    func goToTCPIfStalled() -> Bool {
+    func goToTCPIfStalled(_ deadline: UInt64) -> Bool {
         if sendsOnTCP || looksWritable {
             connection.pointee.stalledSince = 0
             return false
@@ -195,7 +198,9 @@ extension Session {
             connection.pointee.stalledSince = now
             return false
         }
-        guard now &- connection.pointee.stalledSince >= patienceNanoseconds else { return false }
+        let stalled = now &- connection.pointee.stalledSince
+        let isLate = stalled >= Session.shortStallNanoseconds && (deadline <= now || deadline &- now <= stalled)
+        guard isLate || stalled >= patienceNanoseconds else { return false }
         connection.pointee.stalledSince = 0
         guard cutToTCP() else { return false }
         slot.reason.store(Reason.ringStalled.rawValue)

@@ -218,7 +218,7 @@ struct PollWaiter {
         while index < count {
             let fd = list[index].fd
             let socket = dualSocket(fd)
-            if socket != 0 { sessionOf(socket).maintain(fd) }
+            if socket != 0 { sessionOf(socket).maintain(fd, deadline: deadline) }
             index &+= 1
         }
     }
