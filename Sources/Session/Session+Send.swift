@@ -218,7 +218,10 @@ extension Session {
         if has(Slot.Flags.broken) { return -Int(ECONNRESET) }
         let isFull = !cursor.isBad && cursor.piece() != nil
         if isFull { slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1) }
-        if position == start { return overflow(flags) ? sendOnTCP(fd, message, &cursor, flags) : -Int(EAGAIN) }
+        if position == start {
+            let isMoved = overflow(flags, by: cursor.piece()?.count ?? 0)
+            return isMoved ? sendOnTCP(fd, message, &cursor, flags) : -Int(EAGAIN)
+        }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
             markSending(ss_cycles())
@@ -227,18 +230,20 @@ extension Session {
         } else {
             publishProducer(position, ss_cycles())
         }
-        if isFull { _ = overflow(flags) }  // what is left is the next attempt's
+        if isFull { _ = overflow(flags, by: cursor.piece()?.count ?? 0) }  // what is left is the next attempt's
         return Int(position &- start)
     }
 
-    /// The ring is full. A program that does not wait counts on what TCP takes at once, megabytes, and may even exit: while the
-    /// ring is not as large as it can be the rest goes over TCP, and the next ring is larger. Later it is TCP's turn when the
-    /// reader stands still, which nobody tells to who asks again and again instead of waiting. True: sends on TCP now.
-    private func overflow(_ flags: Int32) -> Bool {
-        let isSmall = isNonBlocking(flags) && slot.sendRingBytes.loadRelaxed() < Window.maximumRingBytes
-            && connection.pointee.writer == nil && !looksWritable
-        guard isSmall, !has(Slot.Flags.broken), cutToTCP() else { return goToTCPIfStalled(isNonBlocking(flags) ? 0 : WaitState.never) }
+    /// The ring is full, and `count` bytes are left. A program that does not wait counts on what TCP takes at once, megabytes, and may
+    /// even exit: while the ring is not as large as it can be the rest goes over TCP, and the next ring is larger. Later it is
+    /// TCP's turn when the reader stands still, which nobody tells to who asks again and again instead of waiting. True: sends
+    /// on TCP now.
+    private func overflow(_ flags: Int32, by count: Int) -> Bool {
+        let size = slot.sendRingBytes.loadRelaxed()
+        let isSmall = isNonBlocking(flags) && size < Window.maximumRingBytes && connection.pointee.writer == nil && !looksWritable
+        guard isSmall, !has(Slot.Flags.broken), cutToTCP() else { return goToTCPIfStalled(WaitState.never) }
         slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ Session.fullsBeforeWidening)
+        connection.pointee.ringWanted = size &+ UInt64(count)
         slot.reason.store(Reason.ringStalled.rawValue)
         return sendsOnTCP
     }
@@ -262,7 +267,9 @@ extension Session {
         }
         if mustDrain, used != 0 { return 0 }
         if mayWiden, used == 0 {
-            size = min(size &* 4, Window.maximumRingBytes)
+            repeat { size = min(size &* 4, Window.maximumRingBytes) }
+            while size < min(connection.pointee.ringWanted, Window.maximumRingBytes)
+            connection.pointee.ringWanted = 0
             slot.sendRingOrigin.storeRelaxed(position)
             slot.sendRingBytes.storeRelaxed(size)
             slot.sendFullCount.storeRelaxed(0)
@@ -457,7 +464,7 @@ extension Session {
             var byte: UInt8 = 0
             let found = ss_sys_pread(input, &byte, 1, offset)
             if found <= 0 { return found }
-            return overflow(0) ? copyFileToTCP(fd, input, offset, count) : -Int(EAGAIN)
+            return overflow(0, by: count) ? copyFileToTCP(fd, input, offset, count) : -Int(EAGAIN)
         }
         let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
         let start = geometry.index(position)

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 
-from harness import Case, descriptors, free_port, processes, settings
+from harness import PROGRAMS, Case, descriptors, free_port, processes, settings
 
 
 def seeded_file(path, size, seed):
@@ -44,8 +44,8 @@ class Web(Case):
 
     def slow_fetch(self, path, rate, switched=True, to="/dev/null"):
         """A transfer that lasts long enough to be looked at."""
-        return self.start(["curl", "-sS", "--fail", "-o", to, "--limit-rate", rate,
-                           f"http://127.0.0.1:{self.port}/{path}"], switched)
+        return self.start([sys.executable, os.path.join(PROGRAMS, "paced.py"), "127.0.0.1", str(self.port), f"/{path}", str(rate), to],
+                          switched)
 
 
 class Nginx(Web):
@@ -114,7 +114,7 @@ class Nginx(Web):
         self.fetch("small", self.small)
         self.fetch("large", self.large)
         self.fetch("large", self.large, arguments=["-H", "Host: nowhere"])
-        slow = self.slow_fetch("large", "8M")
+        slow = self.slow_fetch("large", 8)
         self.prove_companion(self.port, slow, minimum_bytes=1 << 20)
         self.assertTrue(slow.running(), slow.describe())
 
@@ -138,7 +138,7 @@ class Nginx(Web):
         """New workers take over the listener; the old ones finish the download they are at, on its companion."""
         self.start_server()
         old = self.wait_until(lambda: self.workers(2), "two workers")
-        slow = self.slow_fetch("large", "8M", to="slow")
+        slow = self.slow_fetch("large", 8, to="slow")
         self.prove_companion(self.port, slow, minimum_bytes=1 << 20)
         slow.kill(signal.SIGSTOP)
         self.server.kill(signal.SIGHUP)
@@ -201,13 +201,13 @@ class PythonServer(Web):
     def test_large_file(self):
         self.start_server(1 << 30 if settings.long else 128 << 20)
         self.fetch("file", self.digest)
-        slow = self.slow_fetch("file", "24M")
+        slow = self.slow_fetch("file", 24)
         self.prove_companion(self.port, slow, minimum_bytes=1 << 20)
 
     def one_sided(self, server, client):
         self.start_server(24 << 20, server)
         self.fetch("file", self.digest, client)
-        slow = self.slow_fetch("file", "4M", client)
+        slow = self.slow_fetch("file", 4, client)
         self.prove_tcp(self.port, "peerNotSwitched", slow)
 
     def test_only_server_switched(self):
