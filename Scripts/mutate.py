@@ -102,8 +102,10 @@ MUTATIONS = [
     Mutation("nobody is rung", "Sources/Session/Session+Doorbell.swift",
              "            slot.rungForReceive.storeRelaxed(armed)\n            ring()\n", "            slot.rungForReceive.storeRelaxed(armed)\n", SESSION),
     Mutation("a sleeper does not look a last time", WAITING, "if looksReadable || hasNews || isRewound {", "if hasNews {", SESSION),
-    Mutation("a stalled sender stays on the ring", WAITING, "guard now &- connection.pointee.stalledSince >= patienceNanoseconds else { return false }",
+    Mutation("a stalled sender stays on the ring", WAITING, "guard isLate || stalled >= patienceNanoseconds else { return false }",
              "guard now == 0 else { return false }", SESSION),
+    Mutation("what overflows a small ring stays where it is", "Sources/Session/Session+Send.swift",
+             "guard isSmall, !has(Slot.Flags.broken), cutToTCP() else {", "guard isSmall, !has(Slot.Flags.broken), false else {", SESSION),
     # Ends.
     Mutation("the FIN comes before its explanation", END,
              "            remote.endFlags.store(endFlags)\n            publish(line: 3)\n            // A peer", "            // A peer", SESSION),
