@@ -112,6 +112,9 @@ extension Service {
         case Slot.Kind.accepted: kind = .accepted
         default: return nil
         }
+        // The carriers before the bytes: what came over the former one was counted before the change.
+        let send: SocketReport.Carrier = slot.sendCuts.load() & 1 == 1 ? .companion : .tcp
+        let receive: SocketReport.Carrier = slot.receiveCuts.load() & 1 == 1 ? .companion : .tcp
         let companion = slot.companionBytes
         let bytes = SocketReport.Bytes(
             tcpSent: slot.tcpBytesSent.load(), tcpReceived: slot.tcpBytesReceived.load(),
@@ -123,8 +126,6 @@ extension Service {
         case .notConnected: if bytes == .init() { kind = .fresh }
         case .nothing: break
         }
-        let send: SocketReport.Carrier = slot.sendCuts.load() & 1 == 1 ? .companion : .tcp
-        let receive: SocketReport.Carrier = slot.receiveCuts.load() & 1 == 1 ? .companion : .tcp
         let (reason, text) = explain(slot, kind, sendsOnTCP: send == .tcp, receivesOnTCP: receive == .tcp)
         return SocketReport(
             pids: pids, program: program, kind: kind, local: local, peer: Endpoint(slot.peerAddress)?.text ?? "", sendCarrier: send,

@@ -219,8 +219,11 @@ extension Session {
         let isFull = !cursor.isBad && cursor.piece() != nil
         if isFull { slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1) }
         if position == start {
-            let isMoved = overflow(flags, by: cursor.piece()?.count ?? 0)
-            return isMoved ? sendOnTCP(fd, message, &cursor, flags) : -Int(EAGAIN)
+            switch overflow(flags, by: cursor.piece()?.count ?? 0) {
+            case .stays: return -Int(EAGAIN)
+            case .isRead: return trySend(fd, message, &cursor, flags)
+            case .goesOverTCP: return sendOnTCP(fd, message, &cursor, flags)
+            }
         }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
@@ -234,19 +237,38 @@ extension Session {
         return Int(position &- start)
     }
 
+    private enum Overflow { case stays, isRead, goesOverTCP }
+
     /// The ring is full, and `count` bytes are left. A program that does not wait counts on what TCP takes at once, megabytes, and may
-    /// even exit: while the ring is not as large as it can be the rest goes over TCP, and the next ring is larger. Later it is
-    /// TCP's turn when the reader stands still, which nobody tells to who asks again and again instead of waiting. True: sends
-    /// on TCP now.
-    private func overflow(_ flags: Int32, by count: Int) -> Bool {
+    /// even exit. So while the ring is not as large as it can be, it is widened as soon as it is empty: the reader is given a
+    /// moment for that; if it does not read, the rest goes over TCP. Later it is TCP's turn when the reader stands still, which
+    /// nobody tells to who asks again and again instead of waiting.
+    private func overflow(_ flags: Int32, by count: Int) -> Overflow {
         let size = slot.sendRingBytes.loadRelaxed()
         let isSmall = isNonBlocking(flags) && size < Window.maximumRingBytes && connection.pointee.writer == nil && !looksWritable
-        guard isSmall, !has(Slot.Flags.broken), cutToTCP() else { return goToTCPIfStalled(WaitState.never) }
+        guard isSmall, !has(Slot.Flags.broken) else { return goToTCPIfStalled(WaitState.never) ? .goesOverTCP : .stays }
         slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ Session.fullsBeforeWidening)
         connection.pointee.ringWanted = size &+ UInt64(count)
+        if !connection.pointee.peerIsHere, isReadSoon() { return .isRead }
+        guard cutToTCP(), sendsOnTCP else { return .stays }
         slot.reason.store(Reason.ringStalled.rawValue)
-        return sendsOnTCP
+        return .goesOverTCP
     }
+
+    /// Waits for the ring to run empty, a few times in a connection's life at most.
+    private func isReadSoon() -> Bool {
+        let position = slot.sendPosition.loadRelaxed()
+        let end = ss_monotonic_ns() &+ Session.overflowNanoseconds
+        repeat {
+            if local.credit.load() == position { return true }
+            if sendNeedsTCP || local.invitation.load() != Invitation.toCompanion { return false }
+            _ = ss_sys_sched_yield()
+        } while ss_monotonic_ns() < end
+        return false
+    }
+
+    /// Some wake-ups, and a ring's worth of copying.
+    private static var overflowNanoseconds: UInt64 { 200_000 }
 
     /// Bytes that may be written at `position`; widens a ring that proved too small as soon as it is empty. `wanted` lets
     /// the peer's credit alone (and its cache line) while the last one seen suffices.
@@ -464,7 +486,11 @@ extension Session {
             var byte: UInt8 = 0
             let found = ss_sys_pread(input, &byte, 1, offset)
             if found <= 0 { return found }
-            return overflow(0, by: count) ? copyFileToTCP(fd, input, offset, count) : -Int(EAGAIN)
+            switch overflow(0, by: count) {
+            case .stays: return -Int(EAGAIN)
+            case .isRead: return trySendFile(fd, input, offset, count)
+            case .goesOverTCP: return copyFileToTCP(fd, input, offset, count)
+            }
         }
         let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
         let start = geometry.index(position)

@@ -26,6 +26,8 @@ Ends = collections.namedtuple("Ends", "server client")
 NONE, BOTH, SERVER_ONLY, CLIENT_ONLY = Ends(False, False), Ends(True, True), Ends(True, False), Ends(False, True)
 
 #: What `ps` says of an end whose peer never announces itself: the second once the service has lost its patience.
+#: A sender whose ring was full leaves the rest to TCP for a moment; its reader's row says that nothing is sent to the ring now.
+PASSING = ("ringStalled", "notInvited", "unused", "peerEnded")
 PEER_NOT_SWITCHED = ("waitingForPeer", "peerNotSwitched")
 
 Row = collections.namedtuple("Row", "program what carrier reason ends test")
@@ -116,7 +118,7 @@ class Watch(threading.Thread):
                 continue
             key = (entry["kind"], entry["local"], entry["peer"], entry["program"])
             before = self.seen.get(key)
-            if before and self.on_companion(before) and not self.on_companion(entry):
+            if before and self.on_companion(before) and not self.on_companion(entry) and entry["reason"] not in PASSING:
                 self.moved_back[key] = entry["reason"]
             if before:
                 self.look_for_leaks(key, before, entry)
