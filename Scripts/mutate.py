@@ -105,7 +105,7 @@ MUTATIONS = [
     Mutation("a stalled sender stays on the ring", WAITING, "guard isLate || stalled >= patienceNanoseconds else { return false }",
              "guard now == 0 else { return false }", SESSION),
     Mutation("what overflows a small ring stays where it is", "Sources/Session/Session+Send.swift",
-             "guard isSmall, !has(Slot.Flags.broken), cutToTCP() else {", "guard isSmall, !has(Slot.Flags.broken), false else {", SESSION),
+             "guard cutToTCP(), sendsOnTCP else { return .stays }", "guard false else { return .stays }", SESSION),
     # Ends.
     Mutation("the FIN comes before its explanation", END,
              "            remote.endFlags.store(endFlags)\n            publish(line: 3)\n            // A peer", "            // A peer", SESSION),
