@@ -25,9 +25,9 @@ STAYS = "stays on TCP"
 Ends = collections.namedtuple("Ends", "server client")
 NONE, BOTH, SERVER_ONLY, CLIENT_ONLY = Ends(False, False), Ends(True, True), Ends(True, False), Ends(False, True)
 
-#: What `ps` says of an end whose peer never announces itself: the second once the service has lost its patience.
 #: A sender whose ring was full leaves the rest to TCP for a moment; its reader's row says that nothing is sent to the ring now.
 PASSING = ("ringStalled", "notInvited", "unused", "peerEnded")
+#: What `ps` says of an end whose peer never announces itself: the second once the service has lost its patience.
 PEER_NOT_SWITCHED = ("waitingForPeer", "peerNotSwitched")
 
 Row = collections.namedtuple("Row", "program what carrier reason ends test")

@@ -295,7 +295,6 @@ static void sent_without_waiting(void) {
         SHOW(part);
         SHOW(got);
         close(e.server);
-        memset(bytes, 0, sizeof bytes);
     }
 }
 
@@ -339,7 +338,7 @@ static void many_sets(void) {
     SHOW(made);
     SHOW(send(e.client, "x", 1, 0));
     struct epoll_event event;
-    for (int i = 0; i < 4300; i++) told += epoll_wait(sets[i], &event, 1, i < 4200 ? 500 : 50) == 1;
+    for (int i = 0; i < 4300; i++) told += epoll_wait(sets[i], &event, 1, 500) == 1;
     SHOW(told);
     for (int i = 0; i < 4300; i++) close(sets[i]);
     setrlimit(RLIMIT_NOFILE, &before);
