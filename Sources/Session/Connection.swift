@@ -82,8 +82,6 @@ package struct Connection {
     /// starve). Under the send lock.
     package var stalledCredit: UInt64 = 0
     package var stalledSince: UInt64 = 0
-    /// How large the ring would have had to be for a send that did not wait. Under the send lock.
-    package var ringWanted: UInt64 = 0
 
     /// Slot of the listener that accepted it, and that slot's generation; 0 = none.
     package var listener: Int32 = 0

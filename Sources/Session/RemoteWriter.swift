@@ -28,6 +28,8 @@ package struct RemoteWriter {
     /// Ring position up to which bytes were posted, and up to which they should be.
     var sentPosition: UInt64 = 0
     var wantedPosition: UInt64 = 0
+    /// The ring in the mirror.
+    var ring: RingGeometry
     /// Lines (bit k = line k) that changed and could not be posted yet.
     var dirtyLines: UInt64 = 0
     /// A ring belongs behind the lines.
@@ -56,11 +58,11 @@ package struct RemoteWriter {
 
     static func make(
         provider: UnsafePointer<ProviderTable>, companion: UInt, mirror: UnsafeMutableRawPointer,
-        target: UnsafePointer<SOCKSWITCH_RDMA_DESCRIPTOR>
+        target: UnsafePointer<SOCKSWITCH_RDMA_DESCRIPTOR>, ringBytes: UInt64
     ) -> UnsafeMutablePointer<RemoteWriter>? {
         guard provider.pointee.rdmaWrite != nil, let memory = Session.mapMemory(mappingBytes) else { return nil }
         let writer = (memory + recordOffset).bindMemory(to: RemoteWriter.self, capacity: 1)
-        writer.initialize(to: RemoteWriter(provider: provider, companion: companion, mirror: mirror, target: target.pointee))
+        writer.initialize(to: RemoteWriter(provider: provider, companion: companion, mirror: mirror, target: target.pointee, ring: RingGeometry(origin: 0, size: ringBytes)))
         let operations = writer.operations
         for index in 0..<Int(depth) { (operations + index).initialize(to: Operation()) }
         return writer
@@ -104,6 +106,15 @@ extension UnsafeMutablePointer where Pointee == RemoteWriter {
     /// Takes completions in and posts what had to wait.
     func progress() {
         guard needsAttention, lock.lock() == .acquired else { return }
+        advance()
+        lock.unlock()
+    }
+
+    /// The ring has grown; nothing of it is on its way. The peer hears of it before it hears of bytes.
+    func grow(origin: UInt64, size: UInt64) {
+        guard lock.lock() == .acquired else { return }
+        pointee.ring = RingGeometry(origin: origin, size: size)
+        pointee.dirtyLines |= 1
         advance()
         lock.unlock()
     }
@@ -203,13 +214,10 @@ extension UnsafeMutablePointer where Pointee == RemoteWriter {
     private func post() {
         guard !hasFailed else { return }
         while pointee.sentPosition != pointee.wantedPosition, free > 1 {
-            let ring = Window(pointee.mirror)
-            let origin = ring.ringOrigin.loadRelaxed()
-            let size = ring.ringBytes.loadRelaxed()
-            let index = (pointee.sentPosition &- origin) & (size &- 1)
-            let count = min(min(pointee.wantedPosition &- pointee.sentPosition, size &- index), RemoteWriter.maximumWrite)
-            guard write(ring.ring + Int(index), Int(count), at: Window.controlBytes + Int(index)) else { break }
-            pointee.sentPosition &+= count
+            let piece = pointee.ring.piece(pointee.sentPosition, upTo: pointee.wantedPosition)
+            let count = min(piece.count, Int(RemoteWriter.maximumWrite))
+            guard write(Window(pointee.mirror).ring + piece.start, count, at: Window.controlBytes + piece.start) else { break }
+            pointee.sentPosition &+= UInt64(count)
             pointee.dirtyLines |= 1
         }
         var line: UInt64 = 0

@@ -22,9 +22,9 @@ extension Session {
             senderIsElsewhere
         else { return false }
         let position = slot.receivePosition.loadRelaxed()
-        let size = slot.receiveRingBytes.loadRelaxed()
-        guard RingGeometry.isValid(size: size) else { return false }
-        let next = local.ring + RingGeometry(origin: slot.receiveRingOrigin.loadRelaxed(), size: size).index(position)
+        let ring = ringToReceive.geometry
+        guard RingGeometry.isValid(size: ring.size) else { return false }
+        let next = local.ring + ring.index(position)
         var looks = 0
         while looks < Session.looksForAnswer {
             if local.producer.load() != position { return true }
@@ -71,10 +71,10 @@ extension Session {
     /// at what it has received.
     @inline(__always)
     private func takeLinesToSend(_ position: UInt64) {
-        let size = slot.sendRingBytes.loadRelaxed()
-        guard slot.sendCuts.loadRelaxed() & 1 == 1, RingGeometry.isValid(size: size) else { return }
+        let ring = ringToSend
+        guard slot.sendCuts.loadRelaxed() & 1 == 1, RingGeometry.isValid(size: ring.size) else { return }
         ss_prefetch_to_write(remote.producer.address)
-        ss_prefetch_to_write(remote.ring + RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size).index(position))
+        ss_prefetch_to_write(remote.ring + ring.index(position))
     }
 
     @inline(__always)

@@ -71,7 +71,7 @@ extension Session {
     package func hasPeerClosed(_ fd: Int32) -> Bool {
         guard enterWatch() else { return false }
         // Until the peer's session has opened, its end flags say nothing.
-        let isOpen = local.ringBytes.load() != 0
+        let isOpen = local.ringChange.load() != 0
         let end = local.endFlags.load()
         leaveWatch(0)
         guard isOpen, !has(Slot.Flags.readShutDown | Slot.Flags.writeShutDown | Slot.Flags.broken) else { return false }
@@ -254,11 +254,9 @@ extension Session {
         var position = slot.backlogPosition.loadRelaxed()
         let end = slot.backlogEnd.loadRelaxed()
         if position == end { return true }
-        let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
         while position != end {
-            let start = geometry.index(position)
-            let count = min(Int(truncatingIfNeeded: end &- position), Int(geometry.size) &- start)
-            let sent = ss_sys_sendto(connection.pointee.descriptor, remote.ring + start, count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
+            let piece = sentPiece(position, upTo: end)
+            let sent = ss_sys_sendto(connection.pointee.descriptor, piece.start, piece.count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
             if sent == -Int(EAGAIN) || sent == -Int(ENOBUFS) || sent == -Int(ENOMEM) { return false }
             if sent <= 0 {
                 // The connection is over. The kernel repeats a broken pipe, but tells of a reset only once.

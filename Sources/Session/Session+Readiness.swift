@@ -79,7 +79,7 @@ extension Session {
     /// Changes whenever a sender found no room, so that the room made afterwards is news.
     /// A change of carrier is news, too: TCP may have room where the ring had none.
     package var sendEdge: UInt64 {
-        slot.sendFullCount.load() &+ slot.sendRingBytes.load() &+ slot.sendCuts.load() << 40 &+ tcpEvents.loadRelaxed() << 56
+        slot.sendFullCount.load() &+ ringToSend.size &+ slot.sendCuts.load() << 40 &+ tcpEvents.loadRelaxed() << 56
     }
 
     /// The CPU on which the peer last sent: a waiter on the same one must not spin.

@@ -159,16 +159,13 @@ extension Session {
         giveSenderTime()
         let position = slot.receivePosition.loadRelaxed()
         let producer = local.producer.load()  // SYNC POINT: pairs with the release in publishProducer
-        let size = slot.receiveRingBytes.loadRelaxed()
+        let ring = ringToReceive
         let available = producer &- position
-        guard available != 0, available <= size, local.cutCount.loadRelaxed() == followed, local.ringBytes.loadRelaxed() == size,
-            local.ringOrigin.loadRelaxed() == slot.receiveRingOrigin.loadRelaxed()
+        guard available != 0, available <= ring.change.size, local.cutCount.loadRelaxed() == followed,
+            local.ringChange.loadRelaxed() == ring.change.word
         else { return 0 }
         let taken = min(count, Int(available))
-        guard
-            RingGeometry(origin: slot.receiveRingOrigin.loadRelaxed(), size: size)
-                .read(local.ring, at: position, into: buffer, count: taken)
-        else { return 0 }
+        guard ring.geometry.read(local.ring, at: position, into: buffer, count: taken) else { return 0 }
         publishCredit(position &+ UInt64(taken), producer)
         notePace(taken)
         return taken
@@ -183,11 +180,11 @@ extension Session {
         remote.credit.store(position)  // SYNC POINT: pairs with the acquire in roomToSend
         if let writer = connection.pointee.writer {
             // A ring for each half of the ring: whoever waits for room waits for half of it.
-            let half = slot.receiveRingBytes.loadRelaxed() / 2
+            let half = ringToReceive.change.size / 2
             return writer.publish(line: 1, rings: before ^ position >= half)
         }
         fullFence()  // pairs with the fence in armSend
-        if producer &- position <= slot.receiveRingBytes.loadRelaxed() / 2 { ringSender() }
+        if producer &- position <= ringToReceive.change.size / 2 { ringSender() }
     }
 
     /// The answer of a call that failed after `done` bytes. The kernel would keep the error for the next call: an error that
@@ -434,7 +431,9 @@ extension Session {
         let start = slot.receivePosition.loadRelaxed()
         let producer = local.producer.load()  // SYNC POINT: pairs with the release in publishProducer
         if producer == start { return 0 }
-        guard let geometry = receiveGeometry(start), producer &- start <= geometry.size else {
+        var ring = ringToReceive
+        let latest = RingChange(word: local.ringChange.loadRelaxed())
+        guard var end = ring.follow(latest, at: start, producer) else {
             breakOff(.protocolViolation)
             return -Int(ECONNRESET)
         }
@@ -442,8 +441,9 @@ extension Session {
         var chunk = start
         let discards = flags & Int32(MSG_TRUNC) != 0
         while position != producer, let piece = cursor.piece() {
-            let count = min(min(piece.count, Int(producer &- position)), MessageCursor.chunkBytes)
-            if !discards, !geometry.read(local.ring, at: position, into: piece.start, count: count) {
+            if position == end { end = ring.follow(latest, at: position, producer) ?? producer }
+            let count = min(min(piece.count, Int(end &- position)), MessageCursor.chunkBytes)
+            if !discards, !ring.geometry.read(local.ring, at: position, into: piece.start, count: count) {
                 cursor.isBad = true
                 position = chunk
                 if position == start { return -Int(EFAULT) }
@@ -453,21 +453,18 @@ extension Session {
             cursor.advance(count)
             if position &- chunk >= UInt64(MessageCursor.chunkBytes) { chunk = position }
         }
-        if flags & Int32(MSG_PEEK) == 0 { publishCredit(position, producer) }
+        if flags & Int32(MSG_PEEK) == 0 {
+            slot.receiveRingOrigin.storeRelaxed(ring.origin)
+            slot.receiveRing.storeRelaxed(ring.change.word)
+            publishCredit(position, producer)
+        }
         return Int(position &- start)
     }
 
-    /// The ring's geometry, after the peer widened it if it did: only an empty ring may change, at exactly this position.
-    private func receiveGeometry(_ position: UInt64) -> RingGeometry? {
-        let size = local.ringBytes.loadRelaxed()
-        let origin = local.ringOrigin.loadRelaxed()
-        if size == slot.receiveRingBytes.loadRelaxed(), origin == slot.receiveRingOrigin.loadRelaxed() {
-            return RingGeometry(origin: origin, size: size)
-        }
-        guard RingGeometry.isValid(size: size), origin == position else { return nil }
-        slot.receiveRingOrigin.storeRelaxed(origin)
-        slot.receiveRingBytes.storeRelaxed(size)
-        return RingGeometry(origin: origin, size: size)
+    /// The ring that this side reads.
+    @inline(__always)
+    var ringToReceive: RingView {
+        RingView(origin: slot.receiveRingOrigin.loadRelaxed(), change: RingChange(word: slot.receiveRing.loadRelaxed()))
     }
 
     /// What the kernel leaves in a message header after receiving on a TCP socket.

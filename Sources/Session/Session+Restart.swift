@@ -113,7 +113,6 @@ extension Session {
         connection.pointee.peerIsHere = false
         connection.pointee.lastPeerCheck = 0
         connection.pointee.stalledSince = 0
-        connection.pointee.ringWanted = 0
         return true
     }
 }

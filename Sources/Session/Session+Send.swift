@@ -116,22 +116,18 @@ extension Session {
         guard slot.sendCuts.loadRelaxed() & 1 == 1, connection.pointee.writer == nil,
             local.invitation.load() == Invitation.toCompanion, !sendNeedsTCP, !wantsTCP
         else { return 0 }
-        let size = slot.sendRingBytes.loadRelaxed()
-        // A ring that proved too small takes nothing more until it is empty, as `looksWritable` says.
-        guard slot.sendFullCount.loadRelaxed() < Session.fullsBeforeWidening || size >= Window.maximumRingBytes else { return 0 }
+        let ring = ringToSend
+        let size = ring.size
         let position = slot.sendPosition.loadRelaxed()
         var used = position &- slot.sendCredit.loadRelaxed()
         if used > size || size &- used < UInt64(count) {
             let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
             used = position &- credit
-            guard used <= size else { return 0 }
+            guard used <= size, isSettled(credit) else { return 0 }
             slot.sendCredit.storeRelaxed(credit)
             if size &- used < UInt64(count) { return 0 }
         }
-        guard
-            RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: size)
-                .write(remote.ring, at: position, from: buffer, count: count)
-        else { return 0 }
+        guard ring.write(remote.ring, at: position, from: buffer, count: count) else { return 0 }
         // One clock for two purposes, since it costs as much as everything above: what has been written is not there until it is
         // published, and the long way writes it again.
         let now = ss_cycles()
@@ -142,7 +138,6 @@ extension Session {
 
     /// Some 5 to 10 ms: how long a sender may go without asking the kernel whether its peer is still there.
     static var peerCheckCycles: UInt64 { 20_000_000 }
-    static var fullsBeforeWidening: UInt64 { 2 }
 
     /// Nobody reads the ring any more, or this side has shut down: the kernel's own send gives the right answer.
     @inline(__always)
@@ -202,10 +197,7 @@ extension Session {
             let room = roomToSend(position, wanted: piece.count)
             if room <= 0 { break }
             let count = min(min(piece.count, room), MessageCursor.chunkBytes)
-            guard
-                RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
-                    .write(remote.ring, at: position, from: piece.start, count: count)
-            else {
+            guard ringToSend.write(remote.ring, at: position, from: piece.start, count: count) else {
                 cursor.isBad = true
                 position = chunk
                 if position == start { return -Int(EFAULT) }
@@ -219,11 +211,7 @@ extension Session {
         let isFull = !cursor.isBad && cursor.piece() != nil
         if isFull { slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ 1) }
         if position == start {
-            switch overflow(flags, by: cursor.piece()?.count ?? 0) {
-            case .stays: return -Int(EAGAIN)
-            case .isRead: return trySend(fd, message, &cursor, flags)
-            case .goesOverTCP: return sendOnTCP(fd, message, &cursor, flags)
-            }
+            return goToTCPIfStalled(WaitState.never) ? sendOnTCP(fd, message, &cursor, flags) : -Int(EAGAIN)
         }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position)
@@ -233,74 +221,7 @@ extension Session {
         } else {
             publishProducer(position, ss_cycles())
         }
-        if isFull { _ = overflow(flags, by: cursor.piece()?.count ?? 0) }  // what is left is the next attempt's
         return Int(position &- start)
-    }
-
-    private enum Overflow { case stays, isRead, goesOverTCP }
-
-    /// The ring is full, and `count` bytes are left. A program that does not wait counts on what TCP takes at once, megabytes, and may
-    /// even exit. So while the ring is not as large as it can be, it is widened as soon as it is empty: the reader is given a
-    /// moment for that; if it does not read, the rest goes over TCP. Later it is TCP's turn when the reader stands still, which
-    /// nobody tells to who asks again and again instead of waiting.
-    private func overflow(_ flags: Int32, by count: Int) -> Overflow {
-        let size = slot.sendRingBytes.loadRelaxed()
-        let isSmall = isNonBlocking(flags) && size < Window.maximumRingBytes && connection.pointee.writer == nil && !looksWritable
-        guard isSmall, !has(Slot.Flags.broken) else { return goToTCPIfStalled(WaitState.never) ? .goesOverTCP : .stays }
-        slot.sendFullCount.storeRelaxed(slot.sendFullCount.loadRelaxed() &+ Session.fullsBeforeWidening)
-        connection.pointee.ringWanted = size &+ UInt64(count)
-        if !connection.pointee.peerIsHere, isReadSoon() { return .isRead }
-        guard cutToTCP(), sendsOnTCP else { return .stays }
-        slot.reason.store(Reason.ringStalled.rawValue)
-        return .goesOverTCP
-    }
-
-    /// Waits for the ring to run empty, a few times in a connection's life at most.
-    private func isReadSoon() -> Bool {
-        let position = slot.sendPosition.loadRelaxed()
-        let end = ss_monotonic_ns() &+ Session.overflowNanoseconds
-        repeat {
-            if local.credit.load() == position { return true }
-            if sendNeedsTCP || local.invitation.load() != Invitation.toCompanion { return false }
-            _ = ss_sys_sched_yield()
-        } while ss_monotonic_ns() < end
-        return false
-    }
-
-    /// Some wake-ups, and a ring's worth of copying.
-    private static var overflowNanoseconds: UInt64 { 200_000 }
-
-    /// Bytes that may be written at `position`; widens a ring that proved too small as soon as it is empty. `wanted` lets
-    /// the peer's credit alone (and its cache line) while the last one seen suffices.
-    private func roomToSend(_ position: UInt64, wanted: Int) -> Int {
-        var size = slot.sendRingBytes.loadRelaxed()
-        let mayWiden = slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeWidening && size < Window.maximumRingBytes
-        // Nobody is told when a ring that is written remotely has run empty: such a one is widened when it happens to be.
-        let mustDrain = mayWiden && connection.pointee.writer == nil
-        var used = position &- slot.sendCredit.loadRelaxed()
-        if mayWiden || used > size || size &- used < UInt64(wanted) {
-            let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
-            used = position &- credit
-            guard used <= size else {
-                breakOff(.protocolViolation)
-                return 0
-            }
-            slot.sendCredit.storeRelaxed(credit)
-        }
-        if mustDrain, used != 0 { return 0 }
-        if mayWiden, used == 0 {
-            repeat { size = min(size &* 4, Window.maximumRingBytes) }
-            while size < min(connection.pointee.ringWanted, Window.maximumRingBytes)
-            connection.pointee.ringWanted = 0
-            slot.sendRingOrigin.storeRelaxed(position)
-            slot.sendRingBytes.storeRelaxed(size)
-            slot.sendFullCount.storeRelaxed(0)
-            remote.ringOrigin.storeRelaxed(position)
-            remote.ringBytes.storeRelaxed(size)  // published by the next producer, with release
-        }
-        var room = size &- used
-        if let writer = connection.pointee.writer { room = min(room, writer.capacity) }
-        return Int(room)
     }
 
     /// What a send must answer that may not go on yet; nil: the backlog is gone.
@@ -361,7 +282,7 @@ extension Session {
         if entry.revents & (Int16(POLLRDHUP) | hangup) != 0 {
             slot.flags.setBits(Slot.Flags.tcpEnded)
             // Until the peer's session has opened, its end flags say nothing: this may be an early half-close.
-            guard local.ringBytes.load() != 0 else { return }
+            guard local.ringChange.load() != 0 else { return }
             let half = local.endFlags.load()
             if half & EndFlags.halfClosed == 0 || half & EndFlags.closed != 0 || entry.revents & Int16(POLLERR) != 0 {
                 let isNews = slot.flags.setBits(Slot.Flags.peerGone) & Slot.Flags.peerGone == 0
@@ -486,15 +407,10 @@ extension Session {
             var byte: UInt8 = 0
             let found = ss_sys_pread(input, &byte, 1, offset)
             if found <= 0 { return found }
-            switch overflow(0, by: count) {
-            case .stays: return -Int(EAGAIN)
-            case .isRead: return trySendFile(fd, input, offset, count)
-            case .goesOverTCP: return copyFileToTCP(fd, input, offset, count)
-            }
+            return goToTCPIfStalled(WaitState.never) ? copyFileToTCP(fd, input, offset, count) : -Int(EAGAIN)
         }
-        let geometry = RingGeometry(origin: slot.sendRingOrigin.loadRelaxed(), size: slot.sendRingBytes.loadRelaxed())
-        let start = geometry.index(position)
-        let read = ss_sys_pread(input, remote.ring + start, min(min(count, room), Int(geometry.size) &- start), offset)
+        let piece = ringToSend.piece(position, upTo: position &+ UInt64(min(count, room)))
+        let read = ss_sys_pread(input, remote.ring + piece.start, piece.count, offset)
         if read <= 0 { return read }
         if let writer = connection.pointee.writer {
             slot.sendPosition.storeRelaxed(position &+ UInt64(read))
@@ -526,18 +442,15 @@ extension Session {
 
     // MARK: Room
 
-    /// Whether a sender that found the ring full should try again: half of it is free (all of it, when it is about to be
-    /// widened), or the kernel has the answer anyway. No system call.
+    /// Whether a sender that found the ring full should try again: half of it is free, it can still grow, or the kernel has the
+    /// answer anyway. No system call.
     package var looksWritable: Bool {
         guard isUp, !sendsOnTCP else { return false }
         if sendNeedsTCP || wantsTCP || local.invitation.load() != Invitation.toCompanion { return true }
-        let size = slot.sendRingBytes.loadRelaxed()
-        let used = slot.sendPosition.loadRelaxed() &- local.credit.load()
-        if let writer = connection.pointee.writer {
-            if used <= size / 2 { return writer.capacity != 0 || writer.hasFailed }
-        } else if slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeWidening, size < Window.maximumRingBytes {
-            return used == 0
-        }
-        return used <= size / 2
+        let position = slot.sendPosition.loadRelaxed()
+        let credit = local.credit.load()
+        guard canGrow(position, credit) || position &- credit <= ringToSend.size / 2 && room(position, credit) != 0 else { return false }
+        guard let writer = connection.pointee.writer else { return true }
+        return writer.capacity != 0 || writer.hasFailed
     }
 }

@@ -11,7 +11,7 @@ import StreamRing
 enum Hello {
     static var bytes: Int { 128 }
     static var magic: UInt32 { 0x4853_5353 }
-    static var version: UInt32 { 1 }
+    static var version: UInt32 { 2 }
     static var descriptorOffset: Int { 32 }
 }
 
@@ -127,7 +127,7 @@ extension Session {
         } else {
             connection.pointee.remote = Session.mapMemory(Window.bytes)
             guard let mirror = connection.pointee.remote,
-                let writer = RemoteWriter.make(provider: provider, companion: companion, mirror: mirror, target: descriptor)
+                let writer = RemoteWriter.make(provider: provider, companion: companion, mirror: mirror, target: descriptor, ringBytes: Session.initialRing)
             else {
                 if let mirror = connection.pointee.remote { _ = ss_sys_munmap(mirror, Window.bytes) }
                 abandon()
@@ -140,7 +140,7 @@ extension Session {
         prepareSlot(peerRing: ring)
         // A half-close that came before the window must be told all the same: the peer would take the FIN for our death.
         if has(Slot.Flags.writeShutDown) { sayHalfClosed() }
-        remote.ringBytes.store(Session.initialRing)  // after the end flags: says that they count
+        remote.ringChange.store(slot.sendRing.load())  // after the end flags: says that they count
         publish(line: 0)
         word(Connection.Offsets.up).store(Up.yes)
         fullFence()  // willShutDown sets the flag, then looks whether the session is up; here it is the other way round
@@ -164,7 +164,8 @@ extension Session {
         slot.sendCredit.store(0)
         slot.sendCuts.store(0)
         slot.sendRingOrigin.store(0)
-        slot.sendRingBytes.store(Session.initialRing)
+        slot.sendRing.store(RingChange(position: 0, size: Session.initialRing).word)
+        slot.sendRingChanged.store(0)
         slot.sendFullCount.store(0)
         slot.rungForReceive.store(0)
         slot.roomWanted.store(0)
@@ -176,7 +177,7 @@ extension Session {
         slot.tcpPosition.store(0)
         slot.invitation.store(Invitation.none)
         slot.receiveRingOrigin.store(0)
-        slot.receiveRingBytes.store(peerRing)
+        slot.receiveRing.store(RingChange(position: 0, size: peerRing).word)
         slot.rungForSend.store(0)
         // The armed counters go on: a thread that is still in a call of an earlier session may be using them.
     }

@@ -88,12 +88,13 @@ package struct Slot {
     @inline(__always) package var sendLock: FamilyLock { FamilyLock(base, 128) }
     /// Position up to which the companion holds what was sent; less `bytesRewound`, the statistics "sent over the companion".
     @inline(__always) package var sendPosition: Word { Word(base, 144) }
-    /// The peer's credit as last seen.
+    /// Everything before it may be overwritten: the peer's credit as last seen, unless the ring has grown, see `Session.room`.
     @inline(__always) package var sendCredit: Word { Word(base, 152) }
     @inline(__always) package var sendCuts: Word { Word(base, 160) }
+    /// The ring that is written: the position at its offset 0, and the last `RingChange`.
     @inline(__always) package var sendRingOrigin: Word { Word(base, 168) }
-    @inline(__always) package var sendRingBytes: Word { Word(base, 176) }
-    /// How often the ring was full since it was last widened.
+    @inline(__always) package var sendRing: Word { Word(base, 176) }
+    /// How often the ring was full since it last grew, or TCP took a backlog: part of `Session.sendEdge`.
     @inline(__always) package var sendFullCount: Word { Word(base, 184) }
 
     // Line 3: sending, second line.
@@ -119,8 +120,9 @@ package struct Slot {
     @inline(__always) package var tcpPosition: Word { Word(base, 288) }
     /// The invitation in force (`Invitation`).
     @inline(__always) package var invitation: Word { Word(base, 296) }
+    /// The ring that is read (`RingView`): the position at its offset 0, and the last `RingChange` that was followed.
     @inline(__always) package var receiveRingOrigin: Word { Word(base, 304) }
-    @inline(__always) package var receiveRingBytes: Word { Word(base, 312) }
+    @inline(__always) package var receiveRing: Word { Word(base, 312) }
 
     // Line 5: receiving, second line.
     /// Threads inside a plain kernel receive, or asleep in a plain poll: no invitation while there are any.
@@ -139,6 +141,10 @@ package struct Slot {
     // Line 6: what companions carried that this socket had before. Written under both locks.
     @inline(__always) package var earlierSent: Word { Word(base, 384) }
     @inline(__always) package var earlierReceived: Word { Word(base, 392) }
+    /// Sending, rarely changed: what had been sent when the ring last grew, and the position at the offset 0 of the ring before.
+    /// Written under the send lock.
+    @inline(__always) package var sendRingChanged: Word { Word(base, 408) }
+    @inline(__always) package var sendOldRingOrigin: Word { Word(base, 416) }
     /// One more than the descriptor that the socket had when it was made; 0: none. Only a hint, for the service.
     @inline(__always) package var descriptorHint: Word { Word(base, 400) }
 

@@ -20,6 +20,13 @@ package struct RingGeometry {
         size >= Window.minimumRingBytes && size <= Window.maximumRingBytes && size & (size &- 1) == 0
     }
 
+    /// What lies in one piece at `position`, at most up to `end`.
+    @inline(__always)
+    package func piece(_ position: UInt64, upTo end: UInt64) -> (start: Int, count: Int) {
+        let start = index(position)
+        return (start, min(Int(truncatingIfNeeded: end &- position), Int(size) &- start))
+    }
+
     @inline(__always)
     package func index(_ position: UInt64) -> Int { Int(truncatingIfNeeded: (position &- origin) & (size &- 1)) }
 

@@ -9,7 +9,7 @@ import CSocketSwitch
 /// This file is the one definition of the layout. Words that are published together share a 64-byte line, the unit in
 /// which a provider that cannot map memory writes them; lines that change at different rates are kept apart.
 ///
-///     line 0  the peer as the sender of the data that arrives here   producer, cuts, ring geometry, mark
+///     line 0  the peer as the sender of the data that arrives here   producer, cuts, ring, mark
 ///     line 1  the peer as the receiver of the data that I send       credit, CPU
 ///     line 2  the same, rarely changed                               invitation, rewind, acknowledgement, armed for receiving
 ///     line 3  the peer as the sender, rarely changed                 armed for sending, end-of-stream flags
@@ -23,7 +23,7 @@ package struct Window {
     package static var controlBytes: Int { 4096 }
     /// The ring's largest size in bytes, and the size of the mapping that is reserved (sparsely) for it.
     package static var maximumRingBytes: UInt64 { 1 << 20 }
-    /// The size that a ring begins with; it is widened when it proves too small.
+    /// The size that a ring begins with; it grows when it proves too small.
     package static var initialRingBytes: UInt64 { 1 << 15 }
     package static var minimumRingBytes: UInt64 { 1 << 12 }
     package static var bytes: Int { 4096 + (1 << 20) }
@@ -37,9 +37,8 @@ package struct Window {
     @inline(__always) package var cutOnTCP: Word { Word(base, 16) }
     /// Position in the ring at which the last even cut left the companion.
     @inline(__always) package var cutOnCompanion: Word { Word(base, 24) }
-    /// The ring in use begins at this position and has this many bytes (a power of two). Changed only while it is empty.
-    @inline(__always) package var ringOrigin: Word { Word(base, 32) }
-    @inline(__always) package var ringBytes: Word { Word(base, 40) }
+    /// The size of the ring, and since when: `RingChange`. 0: the peer's session has not opened yet.
+    @inline(__always) package var ringChange: Word { Word(base, 32) }
     /// The number of the cut to TCP that the peer is about to make: it looks for a rewind between this and the cut.
     @inline(__always) package var cutIntent: Word { Word(base, 48) }
     /// When and on which CPU the peer last sent: `SenderMark`.

@@ -76,7 +76,6 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.lastPeerCheck = 0
     record.pointee.stalledCredit = 0
     record.pointee.stalledSince = 0
-    record.pointee.ringWanted = 0
     record.pointee.lastEndCheck = 0
     record.pointee.tcpEvents = 0
     record.pointee.listener = 0

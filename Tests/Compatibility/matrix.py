@@ -25,8 +25,6 @@ STAYS = "stays on TCP"
 Ends = collections.namedtuple("Ends", "server client")
 NONE, BOTH, SERVER_ONLY, CLIENT_ONLY = Ends(False, False), Ends(True, True), Ends(True, False), Ends(False, True)
 
-#: A sender whose ring was full leaves the rest to TCP for a moment; its reader's row says that nothing is sent to the ring now.
-PASSING = ("ringStalled", "notInvited", "unused", "peerEnded")
 #: What `ps` says of an end whose peer never announces itself: the second once the service has lost its patience.
 PEER_NOT_SWITCHED = ("waitingForPeer", "peerNotSwitched")
 
@@ -118,7 +116,7 @@ class Watch(threading.Thread):
                 continue
             key = (entry["kind"], entry["local"], entry["peer"], entry["program"])
             before = self.seen.get(key)
-            if before and self.on_companion(before) and not self.on_companion(entry) and entry["reason"] not in PASSING:
+            if before and self.on_companion(before) and not self.on_companion(entry):
                 self.moved_back[key] = entry["reason"]
             if before:
                 self.look_for_leaks(key, before, entry)

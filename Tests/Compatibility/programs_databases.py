@@ -124,7 +124,7 @@ class PostgreSQL(ProgramCase):
         return result, cipher
 
     # Its short connections stay on TCP, and a part of what fills the tables goes there while the ring is small.
-    @row("`pgbench`, a connection a transaction", COMPANION, share=0.05)
+    @row("`pgbench`, a connection a transaction", COMPANION)
     def test_pgbench_reconnecting(self, ends):
         self.start_postgres()
         result = self.bench("-c", "2", "-t", "60", "-C")

@@ -17,7 +17,7 @@ struct HostileWindow: CustomTestStringConvertible, Sendable {
 
     static let all: [HostileWindow] = [
         HostileWindow(testDescription: "producer beyond the ring") { window, slot in
-            window.producer.store(slot.receivePosition.load() + slot.receiveRingBytes.load() + 1)
+            window.producer.store(slot.receivePosition.load() + slot.receiveRingSize + 1)
         },
         HostileWindow(testDescription: "producer behind what was read") { window, slot in
             window.producer.store(slot.receivePosition.load() - 1)
@@ -45,11 +45,14 @@ struct HostileWindow: CustomTestStringConvertible, Sendable {
         HostileWindow(testDescription: "a cut without an invitation", onCompanion: false) { window, slot in
             window.cutCount.store(1)
         },
-        HostileWindow(testDescription: "a ring of three bytes") { window, slot in widen(window, slot, 3) },
-        HostileWindow(testDescription: "a ring of no bytes") { window, slot in widen(window, slot, 0) },
-        HostileWindow(testDescription: "a ring of a tebibyte") { window, slot in widen(window, slot, 1 << 40) },
-        HostileWindow(testDescription: "a ring that began elsewhere") { window, slot in
-            window.ringOrigin.store(slot.receivePosition.load() + 5)
+        HostileWindow(testDescription: "a ring of four bytes") { window, slot in grow(window, slot, 4) },
+        HostileWindow(testDescription: "a ring of two gibibytes") { window, slot in grow(window, slot, 1 << 31) },
+        HostileWindow(testDescription: "no ring at all") { window, slot in
+            window.ringChange.store(0)
+            window.producer.store(slot.receivePosition.load() + 1)
+        },
+        HostileWindow(testDescription: "a ring that grows far from what is read") { window, slot in
+            window.ringChange.store(RingChange(position: slot.receivePosition.load() + 2 << 20, size: 1 << 20).word)
             window.producer.store(slot.receivePosition.load() + 1)
         },
         HostileWindow(testDescription: "acknowledges what was not cut", byReceiving: false) { window, slot in
@@ -60,7 +63,7 @@ struct HostileWindow: CustomTestStringConvertible, Sendable {
             rewind(window, slot.sendPosition.load() + 1)
         },
         HostileWindow(testDescription: "a rewind behind what was read", byReceiving: false) { window, slot in
-            rewind(window, slot.sendPosition.load() &- slot.sendRingBytes.load() &- 1)
+            rewind(window, slot.sendPosition.load() &- slot.sendRingSize &- 1)
         },
     ]
 
@@ -69,9 +72,8 @@ struct HostileWindow: CustomTestStringConvertible, Sendable {
         window.invitation.store(Invitation.rewind)
     }
 
-    private static func widen(_ window: Window, _ slot: Slot, _ size: UInt64) {
-        window.ringOrigin.store(slot.receivePosition.load())
-        window.ringBytes.store(size)
+    private static func grow(_ window: Window, _ slot: Slot, _ size: UInt64) {
+        window.ringChange.store(RingChange(position: slot.receivePosition.load(), size: size).word)
         window.producer.store(slot.receivePosition.load() + 1)
     }
 }
