@@ -110,7 +110,7 @@ struct EpollWaiter {
             }
             if deadline == Deadline.now {
                 // A program that never waits has no other moment for this.
-                if set.hotCount != 0 { set.maintainAll(root, deadline: deadline) }
+                if set.hotCount != 0 { set.maintainAll(root) }
                 return leave(0)
             }
             if !hasSpun {
@@ -330,7 +330,7 @@ struct EpollWaiter {
 
     /// Arms, looks again, sleeps. `goOn`: look again.
     private mutating func sleep(_ now: inout UInt64) -> Int {
-        if set.hotCount != 0 { set.maintainAll(root, deadline: deadline) }
+        if set.hotCount != 0 { set.maintainAll(root) }
         set.sleepers.add(1)  // before arming: who leaves later sees that somebody relies on it
         let longest = set.armAll(root)
         now = ss_monotonic_ns()

@@ -369,7 +369,7 @@ extension EpollSet {
     }
 
     /// Lets the sessions of hot registrations invite, follow cuts and pull back.
-    func maintainAll(_ root: ReadinessRoot, deadline: UInt64) {
+    func maintainAll(_ root: ReadinessRoot) {
         withUnsafeTemporaryAllocation(of: UInt32.self, capacity: 32) { batch in
             guard lock.lock() == .acquired else { return }
             var left = hotCount
@@ -389,7 +389,7 @@ extension EpollSet {
                 var position = 0
                 while position < taken {
                     let one = root.registration(batch[position])
-                    sessionOf(one.socket).maintain(one.polled, deadline: deadline)
+                    sessionOf(one.socket).maintain(one.polled)
                     one.users.subtract(1)
                     position &+= 1
                 }
