@@ -62,7 +62,10 @@ package struct RemoteWriter {
     ) -> UnsafeMutablePointer<RemoteWriter>? {
         guard provider.pointee.rdmaWrite != nil, let memory = Session.mapMemory(mappingBytes) else { return nil }
         let writer = (memory + recordOffset).bindMemory(to: RemoteWriter.self, capacity: 1)
-        writer.initialize(to: RemoteWriter(provider: provider, companion: companion, mirror: mirror, target: target.pointee, ring: RingGeometry(origin: 0, size: ringBytes)))
+        writer.initialize(
+            to: RemoteWriter(
+                provider: provider, companion: companion, mirror: mirror, target: target.pointee,
+                ring: RingGeometry(origin: 0, size: ringBytes)))
         let operations = writer.operations
         for index in 0..<Int(depth) { (operations + index).initialize(to: Operation()) }
         return writer

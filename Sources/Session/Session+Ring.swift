@@ -50,11 +50,12 @@ extension Session {
         return Int(min(room, writer.capacity))
     }
 
-    /// Whether a ring that is full can grow: it has not come to its end yet, or the last change is settled.
+    /// Whether a ring that is full can grow: it has not come to its end yet, or the last change is settled. (A new change begins where
+    /// the peer knows of every byte: what has only been written, a bad pointer behind it may yet take back.)
     func canGrow(_ position: UInt64, _ credit: UInt64) -> Bool {
         let ring = ringToSend
         guard ring.size < Window.maximumRingBytes, position < RingChange.positionsEnd else { return false }
-        return connection.pointee.writer == nil && (position &- ring.origin <= ring.size || isSettled(credit))
+        return connection.pointee.writer == nil && (position &- ring.origin <= ring.size || isSettled(credit) && position == slot.sendPosition.loadRelaxed())
     }
 
     /// Makes the ring four times as large, up to the largest size, with what lies in it.

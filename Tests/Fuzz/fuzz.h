@@ -128,9 +128,8 @@ struct end {
     bool full, crowded, toldRoom[MAXIMUM_STEPS];
     // How much the peer had sent when the registration last told of data.
     uint64_t toldData[MAXIMUM_STEPS];
-    // More than `limit` has been under way since nothing was: the ring waits until it is empty, to be widened. More than
-    // `limit` has been under way to this end since an edge told of data.
-    bool widens, flooded;
+    // More than `limit` has been under way to this end since an edge told of data.
+    bool flooded;
     // TCP keeps back some of what is under way to this end.
     bool lags;
     // An option was set with which TCP tells again of what there is.

@@ -5,8 +5,8 @@
 // result, errno, SIGPIPEs, bytes (each byte is a function of its direction and position), bytes beyond the result
 // (untouched), what message headers say, readiness, FIONREAD, the kernel's state of the TCP socket. Except:
 //
-//  1. How much a call takes while much is under way. Below `limit` bytes under way (16 KiB, half of the smallest ring;
-//     256 once a buffer size was set; none before all has been read, if there were more) amounts are TCP's to determine
+//  1. How much a call takes while much is under way. Below `limit` bytes under way (16 KiB, half of the first ring;
+//     256 once a buffer size was set) amounts are TCP's to determine
 //     and equal. Above, a non-blocking or interrupted send may take any part; taking nothing (EAGAIN) where TCP takes
 //     something is allowed if anything is under way, but then the socket must become writable within seconds although
 //     nobody reads, as TCP is (tried now and then), or TCP carries the direction and its own buffers are full: those of a
@@ -115,9 +115,7 @@ static bool is_split(const struct step *step, const struct outcome *native, cons
 /// Events that are open for an end: whether there is room depends on the carrier.
 static uint32_t open_events(int end) {
     uint32_t limit = shared->ends[NATIVE][end].limit, open = 0;
-    struct end *ours = &shared->ends[SWITCHED][end];
-    if (under_way(SWITCHED, end) == 0) ours->widens = false;
-    if (under_way(NATIVE, end) > limit || under_way(SWITCHED, end) > limit || ours->widens || limit < 1000) open |= POLLOUT | POLLWRNORM | POLLWRBAND;
+    if (under_way(NATIVE, end) > limit || under_way(SWITCHED, end) > limit || limit < 1000) open |= POLLOUT | POLLWRNORM | POLLWRBAND;
     // The end comes behind it.
     if (under_way(NATIVE, 1 - end) > limit) open |= POLLRDHUP;
     if (limit < 1000 && under_way(NATIVE, 1 - end) > limit) open |= POLLIN | POLLRDNORM;

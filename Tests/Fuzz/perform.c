@@ -175,8 +175,7 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
     if (step->operation == SPLICE_IN && size > HALF_BYTES) size = HALF_BYTES;
     char *from = memory_for(step, size * count);
     fill(step->memory == HALF ? from : buffer, step->end, end->sent, step->memory == HALF ? accessible(step, size * count) : size * count);
-    if (under_way(world, step->end) == 0) end->widens = false;
-    out->isAmountFree = under_way(world, step->end) + size * count > end->limit || end->widens
+    out->isAmountFree = under_way(world, step->end) + size * count > end->limit
         || end->limit < 1000  // what has arrived still counts until it is acknowledged
         || (step->memory == HALF && size > 1);
     struct iovec pieces[64];
@@ -262,7 +261,7 @@ static void send_step(const struct step *step, int world, int fd, struct outcome
         out->moved = (uint64_t)moved;
         out->carried = true;
         out->onCompanion = kernel_written(fd) == before;
-        if (under_way(world, step->end) > end->limit) end->crowded = end->widens = peer->flooded = true;
+        if (under_way(world, step->end) > end->limit) end->crowded = peer->flooded = true;
     }
 }
 

@@ -283,7 +283,6 @@ static bool is_open_at_mark(const struct step *step) {
     if (step->operation > SENDFILE || !(step->flags & MSG_OOB)) return false;
     uint64_t size = (uint64_t)step->size * (step->operation == SENDMMSG ? step->pieces : 1);
     if (end->limit < 1000 || under_way(NATIVE, step->end) + size > end->limit) return true;
-    if (shared->ends[SWITCHED][step->end].widens && under_way(SWITCHED, step->end) > 0) return true;
     // Of several urgent bytes in a row it depends on the segments which are dropped.
     if (step->operation == SENDMMSG && step->size == 1) return true;
     return peer->isMarkFirst && peer->mark > peer->received;

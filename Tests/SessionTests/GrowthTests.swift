@@ -50,6 +50,7 @@ extension SessionTests {
             let pattern: StreamPattern
             var random: RandomSource
             let buffer = Buffer(1 << 20)
+            let brink = Brink()
             var sent = UInt64(0)
             var received = UInt64(0)
             /// Sizes that a ring had with unread bytes on both sides of the change.
@@ -69,6 +70,18 @@ extension SessionTests {
                 if change.word != before, change.position > received, change.position < sent { grownAround += 1 }
             }
 
+            /// As many bytes as `send` may send, and then memory that cannot be read: any part of them may go.
+            mutating func sendTooMuch() {
+                let count = min(1 + random.logUniform(bits: 18), Int(Window.maximumRingBytes) / 2 - Int(sent - received))
+                guard count > 0 else { return }
+                let start = brink.end - count
+                memcpy(start, pattern.bytes(at: sent), count)
+                let pieces = random.oneIn(2) ? [count + 100] : [count / 2, count - count / 2, 100]
+                let result = pair.a.send(start, pieces: pieces, Int(MSG_DONTWAIT))
+                #expect(result == -Int(EFAULT) || result > 0 && result <= count)
+                sent += UInt64(max(result, 0))
+            }
+
             mutating func receive() {
                 let count = 1 + random.logUniform(bits: 18)
                 let expected = min(count, Int(sent - received))
@@ -83,11 +96,27 @@ extension SessionTests {
             }
 
             mutating func step() {
-                if random.oneIn(2) { send() } else { receive() }
+                switch random.next(below: 8) {
+                case 0: sendTooMuch()
+                case 1...3: send()
+                default: receive()
+                }
                 #expect(pair.b.session.queuedBytes(pair.b.fd) == Int(sent - received))
                 #expect(!pair.a.session.sendsOnTCP && pair.a.session.looksWritable)
                 Watchdog.pat()
             }
+        }
+
+        /// Half a mebibyte in front of memory that cannot be touched.
+        private final class Brink {
+            private static let bytes = 1 << 19
+            private let memory = mmap(nil, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)!
+            var end: UnsafeMutableRawPointer { memory + Brink.bytes }
+            init() {
+                ss_guard_memory()
+                mprotect(end, 4096, PROT_NONE)
+            }
+            deinit { munmap(memory, Brink.bytes + 4096) }
         }
 
         @Test("Everything that TCP would take is taken, whatever lies in the ring")
