@@ -438,20 +438,21 @@ extension Session {
             return -Int(ECONNRESET)
         }
         var position = start
-        var chunk = start
+        // What a bad pointer lets stand: the position, and the ring as it is there.
+        var chunk = (position: start, ring: ring)
         let discards = flags & Int32(MSG_TRUNC) != 0
         while position != producer, let piece = cursor.piece() {
             if position == end { end = ring.follow(latest, at: position, producer) ?? producer }
             let count = min(min(piece.count, Int(end &- position)), MessageCursor.chunkBytes)
             if !discards, !ring.geometry.read(local.ring, at: position, into: piece.start, count: count) {
                 cursor.isBad = true
-                position = chunk
+                (position, ring) = chunk
                 if position == start { return -Int(EFAULT) }
                 break
             }
             position &+= UInt64(count)
             cursor.advance(count)
-            if position &- chunk >= UInt64(MessageCursor.chunkBytes) { chunk = position }
+            if position &- chunk.position >= UInt64(MessageCursor.chunkBytes) { chunk = (position, ring) }
         }
         if flags & Int32(MSG_PEEK) == 0 {
             slot.receiveRingOrigin.storeRelaxed(ring.origin)

@@ -98,10 +98,24 @@ extension SessionTests {
                 if !peeks { received += UInt64(result) }
             }
 
+            /// Into as much room as `receive` may have, and then memory that cannot be written.
+            mutating func receiveIntoTooLittle() {
+                let count = 1 + random.logUniform(bits: 18)
+                guard count < Int(sent - received) else { return }
+                let start = brink.end - count
+                let pieces = random.oneIn(2) ? [count + 100] : [count / 2, count - count / 2, 100]
+                let result = pair.b.receive(start, pieces: pieces, Int(MSG_DONTWAIT))
+                #expect(result == -Int(EFAULT) || result > 0 && result <= count)
+                guard result > 0 else { return }
+                #expect(pattern.matches(start, at: received, count: result))
+                received += UInt64(result)
+            }
+
             mutating func step() {
                 switch random.next(below: 8) {
                 case 0 where copiesAreGuarded: sendTooMuch()
-                case 1...3: send()
+                case 1 where copiesAreGuarded: receiveIntoTooLittle()
+                case 0...4: send()
                 default: receive()
                 }
                 #expect(pair.b.session.queuedBytes(pair.b.fd) == Int(sent - received))
@@ -127,7 +141,7 @@ extension SessionTests {
             let seed = streamSeed("growing rings")
             var random = RandomSource(seed)
             var grownAround = 0
-            for _ in 0..<60 {
+            for _ in 0..<200 {
                 try withPair(.sharedMemory, ringBytes: 4096 << UInt32(random.next(below: 7))) { pair in
                     var mixture = Mixture(pair: pair, pattern: StreamPattern(12), random: RandomSource(random.next()))
                     for _ in 0..<random.next(below: 80) { mixture.step() }
