@@ -3,16 +3,19 @@ import Glibc
 
 /// What can be told of a program before it starts: some cannot be switched, and their users should know.
 package enum ProgramFile {
-    package enum Obstacle: Equatable, CustomStringConvertible {
+    package indirect enum Obstacle: Equatable, CustomStringConvertible {
         case staticallyLinked
         case changesUser
         case otherMachine
+        /// It is a script.
+        case interpreter(String, Obstacle)
 
         package var description: String {
             switch self {
             case .staticallyLinked: "is statically linked, so no library can be preloaded; it stays on TCP"
             case .changesUser: "is set-user-id, set-group-id or has capabilities, so the loader ignores LD_PRELOAD; it stays on TCP"
             case .otherMachine: "is not a 64-bit program of this machine; it stays on TCP"
+            case .interpreter(let path, let obstacle): "is a script, and \(path) \(obstacle)"
             }
         }
     }
@@ -28,17 +31,23 @@ package enum ProgramFile {
         return nil
     }
 
-    /// Nil when nothing speaks against it, or when nothing can be said (a script).
-    package static func obstacle(_ path: String) -> Obstacle? {
+    /// Nil when nothing speaks against it, or when nothing can be said. Of a script its interpreter counts.
+    package static func obstacle(_ path: String) -> Obstacle? { obstacle(path, scripts: 4) }
+
+    private static func obstacle(_ path: String, scripts: Int) -> Obstacle? {
         let raw = open(path, O_RDONLY | O_CLOEXEC)
         guard raw >= 0 else { return nil }
         let file = Descriptor(raw)
+        var header = [UInt8](repeating: 0, count: 4096)
+        let count = header.withUnsafeMutableBytes { ss_sys_pread(file.raw, $0.baseAddress, $0.count, 0) }
+        if let interpreter = interpreter(header[..<max(count, 0)]) {
+            guard scripts > 0, let obstacle = obstacle(interpreter, scripts: scripts - 1) else { return nil }
+            return .interpreter(interpreter, obstacle)
+        }
         var status = stat()
         if fstat(raw, &status) == 0, geteuid() != 0 || status.st_uid != 0, status.st_mode & (S_ISUID | S_ISGID) != 0 {
             return .changesUser
         }
-        var header = [UInt8](repeating: 0, count: 4096)
-        let count = header.withUnsafeMutableBytes { ss_sys_pread(file.raw, $0.baseAddress, $0.count, 0) }
         guard count >= 64, header[0..<4].elementsEqual([0x7F, 0x45, 0x4C, 0x46]) else { return nil }
         #if arch(x86_64)
         let machine: UInt16 = 62
@@ -56,5 +65,13 @@ package enum ProgramFile {
             }
             return hasInterpreter ? nil : .staticallyLinked
         }
+    }
+
+    /// What the first line of a script names, as execve reads it: at most 256 bytes.
+    private static func interpreter(_ file: ArraySlice<UInt8>) -> String? {
+        guard file.starts(with: [0x23, 0x21]) else { return nil }
+        let line = file.dropFirst(2).prefix(254).prefix { $0 != 0x0A }
+        let word = line.drop { $0 == 0x20 || $0 == 0x09 }.prefix { $0 != 0x20 && $0 != 0x09 && $0 != 0 }
+        return word.isEmpty ? nil : String(decoding: word, as: UTF8.self)
     }
 }

@@ -29,12 +29,29 @@ import Testing
         unlink(path + "/link")
     }
 
-    @Test("Programs are found as execvp finds them, and scripts raise no objection")
+    @Test("Programs are found as execvp finds them, and a script is what its interpreter is")
     func programs() throws {
         #expect(ProgramFile.find("sh", searchPath: "/nowhere:/bin") == "/bin/sh")
         #expect(ProgramFile.find("no-such-program", searchPath: "/bin") == nil)
         #expect(ProgramFile.find("/bin/sh", searchPath: nil) == "/bin/sh")
         #expect(ProgramFile.obstacle("/bin/sh") == nil)
         #expect(ProgramFile.obstacle("/etc/passwd") == nil)
+        var template = Array("/tmp/sockswitch-test-XXXXXX".utf8CString)
+        close(try #require(mkstemp(&template) as Int32?))
+        let script = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        defer { unlink(script) }
+        func obstacle(_ text: String) throws -> ProgramFile.Obstacle? {
+            let file = try #require(fopen(script, "w"))
+            fputs(text, file)
+            fclose(file)
+            return ProgramFile.obstacle(script)
+        }
+        // ldconfig is linked statically.
+        let ldconfig = ProgramFile.Obstacle.interpreter("/sbin/ldconfig", .staticallyLinked)
+        #expect(try obstacle("#!/sbin/ldconfig\n") == ldconfig)
+        #expect(try obstacle("#! \t/sbin/ldconfig -p") == ldconfig)
+        for harmless in ["#!/bin/sh\n", "#!\n/sbin/ldconfig", "#!/no/such/file\n", "#!\(script)\n", "", "/sbin/ldconfig"] {
+            #expect(try obstacle(harmless) == nil, "\(harmless)")
+        }
     }
 }
