@@ -28,8 +28,8 @@ package struct RemoteWriter {
     /// Ring position up to which bytes were posted, and up to which they should be.
     var sentPosition: UInt64 = 0
     var wantedPosition: UInt64 = 0
-    /// The ring in the mirror.
-    var ring: RingGeometry
+    /// Of the ring in the mirror.
+    var geometry: RingGeometry
     /// Lines (bit k = line k) that changed and could not be posted yet.
     var dirtyLines: UInt64 = 0
     /// A ring belongs behind the lines.
@@ -65,7 +65,7 @@ package struct RemoteWriter {
         writer.initialize(
             to: RemoteWriter(
                 provider: provider, companion: companion, mirror: mirror, target: target.pointee,
-                ring: RingGeometry(origin: 0, size: ringBytes)))
+                geometry: RingGeometry(origin: 0, size: ringBytes)))
         let operations = writer.operations
         for index in 0..<Int(depth) { (operations + index).initialize(to: Operation()) }
         return writer
@@ -116,7 +116,7 @@ extension UnsafeMutablePointer where Pointee == RemoteWriter {
     /// The ring has grown; nothing of it is on its way. The peer hears of it before it hears of bytes.
     func grow(origin: UInt64, size: UInt64) {
         guard lock.lock() == .acquired else { return }
-        pointee.ring = RingGeometry(origin: origin, size: size)
+        pointee.geometry = RingGeometry(origin: origin, size: size)
         pointee.dirtyLines |= 1
         advance()
         lock.unlock()
@@ -217,7 +217,7 @@ extension UnsafeMutablePointer where Pointee == RemoteWriter {
     private func post() {
         guard !hasFailed else { return }
         while pointee.sentPosition != pointee.wantedPosition, free > 1 {
-            let piece = pointee.ring.piece(pointee.sentPosition, upTo: pointee.wantedPosition)
+            let piece = pointee.geometry.piece(pointee.sentPosition, upTo: pointee.wantedPosition)
             let count = min(piece.count, Int(RemoteWriter.maximumWrite))
             guard write(Window(pointee.mirror).ring + piece.start, count, at: Window.controlBytes + piece.start) else { break }
             pointee.sentPosition &+= UInt64(count)

@@ -129,7 +129,8 @@ extension Session {
     // MARK: Wait calls
 
     /// What a wait call does for a socket that neither reads nor writes now: follow the peer's cuts, invite, and (an idle
-    /// sender) pull back. Cheap when there is nothing to do; never sleeps. `deadline`: when the wait ends.
+    /// sender) pull back. Cheap when there is nothing to do; never sleeps. `deadline`: when the wait gives up, if
+    /// that says something about this socket (an epoll_wait does not).
     package func maintain(_ fd: Int32, deadline: UInt64 = UInt64.max) {
         guard isDual else { return }
         if slot.receiveLock.tryLock() {

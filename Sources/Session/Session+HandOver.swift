@@ -81,7 +81,8 @@ extension Session {
             _ = ss_sys_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, 4)
             awaitTCP(fd, Int16(POLLRDHUP), Session.endNanoseconds)
         }
-        return KernelPositions.state(fd) == TCPState.closeWait && (hasClosed || end & EndFlags.halfClosed == 0)
+        // (One that has gone back to TCP by itself, as another program, may have shut down its sending half without a word here.)
+        return KernelPositions.state(fd) == TCPState.closeWait && (hasClosed || end & EndFlags.halfClosed == 0 && ss_peer_is_orphan(fd) != 0)
     }
 
     private static var endNanoseconds: UInt64 { 200_000_000 }

@@ -442,7 +442,10 @@ extension Session {
         var chunk = (position: start, ring: ring)
         let discards = flags & Int32(MSG_TRUNC) != 0
         while position != producer, let piece = cursor.piece() {
-            if position == end { end = ring.follow(latest, at: position, producer) ?? producer }
+            if position == end {
+                guard let next = ring.follow(latest, at: position, producer) else { break }
+                end = next
+            }
             let count = min(min(piece.count, Int(end &- position)), MessageCursor.chunkBytes)
             if !discards, !ring.geometry.read(local.ring, at: position, into: piece.start, count: count) {
                 cursor.isBad = true

@@ -3,7 +3,8 @@ import SocketTable
 import StreamRing
 #endif
 
-// The ring that this side writes, and how it grows: see `RingChange`. Under the send lock, unless it says otherwise.
+// The ring that this side writes, and how it grows: see `RingChange`. What changes it is done under the send lock. Who only looks
+// whether there is room needs no lock: what two words say that do not belong together costs a look more.
 extension Session {
     @inline(__always)
     var ringToSend: RingGeometry {
@@ -15,8 +16,7 @@ extension Session {
     @inline(__always)
     func isSettled(_ credit: UInt64) -> Bool { Int64(bitPattern: credit &- slot.sendRingChanged.loadRelaxed()) > 0 }
 
-    /// Bytes that may be written at `position` when the peer has read up to `credit`. nil: it cannot have. Needs no lock to be asked
-    /// whether there is any room.
+    /// Bytes that may be written at `position` when the peer has read up to `credit`. nil: it cannot have.
     func room(_ position: UInt64, _ credit: UInt64) -> UInt64? {
         let ring = ringToSend
         let used = position &- credit
@@ -30,7 +30,8 @@ extension Session {
         let size = ringToSend.size
         let used = position &- slot.sendCredit.loadRelaxed()
         // What is written remotely may still be on its way out of the mirror: such a ring grows when it happens to be empty.
-        let waitsForEmpty = connection.pointee.writer != nil && slot.sendFullCount.loadRelaxed() >= 2 && size < Window.maximumRingBytes
+        let waitsForEmpty = connection.pointee.writer != nil && slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeGrowth
+            && size < Window.maximumRingBytes && position < RingChange.positionsEnd
         if used <= size, size &- used >= UInt64(wanted), !waitsForEmpty { return atOnce(size &- used) }
         let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
         guard var room = room(position, credit) else {
@@ -44,6 +45,8 @@ extension Session {
         }
         return atOnce(room)
     }
+
+    private static var fullsBeforeGrowth: UInt64 { 2 }
 
     private func atOnce(_ room: UInt64) -> Int {
         guard let writer = connection.pointee.writer else { return Int(room) }

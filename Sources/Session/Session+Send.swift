@@ -442,7 +442,8 @@ extension Session {
 
     // MARK: Room
 
-    /// Whether a sender that found the ring full should try again: half of it is free, it can still grow, or the kernel has the
+    /// Whether a sender that found the ring full should try again: half of it is free (and may be
+    /// used), it can still grow, or the kernel has the
     /// answer anyway. No system call.
     package var looksWritable: Bool {
         guard isUp, !sendsOnTCP else { return false }

@@ -66,7 +66,7 @@ extension Session {
     /// waiting for each other (the peer is stuck in sending, too, or is this very process), later when the peer is just slow.
     static var deadlockNanoseconds: UInt64 { 20_000_000 }
     static var stallNanoseconds: UInt64 { 1_000_000_000 }
-    /// The least of it for one who waits only so long, or not at all.
+    /// The least of it for one who waits only so long, in a send, poll or select.
     static var shortStallNanoseconds: UInt64 { 100_000_000 }
 
     private var patienceNanoseconds: UInt64 {

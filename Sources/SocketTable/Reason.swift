@@ -54,7 +54,7 @@ package enum Reason: UInt64, Sendable {
         case .peerEnded: "the connection, or one direction of it, is closed"
         case .protocolViolation: "the peer broke the session protocol"
         case .positionUnknown: "the kernel's byte counters disagree"
-        case .ringStalled: "the peer did not read, or not at once; TCP's buffers took over"
+        case .ringStalled: "the peer did not read; TCP's buffers took over"
         case .notInvited: "nothing was sent this way since its reader could be moved, or the reader has not called in yet"
         case .nestedEpoll: "an epoll set inside another one watches it (reserved: it moves)"
         case .socketTableFull: "the socket table is full"

@@ -88,13 +88,15 @@ package struct Slot {
     @inline(__always) package var sendLock: FamilyLock { FamilyLock(base, 128) }
     /// Position up to which the companion holds what was sent; less `bytesRewound`, the statistics "sent over the companion".
     @inline(__always) package var sendPosition: Word { Word(base, 144) }
-    /// Everything before it may be overwritten: the peer's credit as last seen, unless the ring has grown, see `Session.room`.
+    /// Everything before it may be overwritten: the peer's credit as last seen; from when the ring grows
+    /// until that is settled, `sendRingOrigin`. See `Session.roomToSend`.
     @inline(__always) package var sendCredit: Word { Word(base, 152) }
     @inline(__always) package var sendCuts: Word { Word(base, 160) }
     /// The ring that is written: the position at its offset 0, and the last `RingChange`.
     @inline(__always) package var sendRingOrigin: Word { Word(base, 168) }
     @inline(__always) package var sendRing: Word { Word(base, 176) }
-    /// How often the ring was full since it last grew, or TCP took a backlog: part of `Session.sendEdge`.
+    /// How often the ring was full since it last grew, or TCP took a backlog: part of `Session.sendEdge`, and when
+    /// one that is written remotely grows.
     @inline(__always) package var sendFullCount: Word { Word(base, 184) }
 
     // Line 3: sending, second line.
@@ -138,15 +140,16 @@ package struct Slot {
     /// Bytes that were put into the ring and, after a rewind, went over TCP all the same. Written under the send lock.
     @inline(__always) package var bytesRewound: Word { Word(base, 376) }
 
-    // Line 6: what companions carried that this socket had before. Written under both locks.
+    // Line 6: rarely changed.
+    /// What companions carried that this socket had before. Written under both locks.
     @inline(__always) package var earlierSent: Word { Word(base, 384) }
     @inline(__always) package var earlierReceived: Word { Word(base, 392) }
-    /// Sending, rarely changed: what had been sent when the ring last grew, and the position at the offset 0 of the ring before.
-    /// Written under the send lock.
-    @inline(__always) package var sendRingChanged: Word { Word(base, 408) }
-    @inline(__always) package var sendOldRingOrigin: Word { Word(base, 416) }
     /// One more than the descriptor that the socket had when it was made; 0: none. Only a hint, for the service.
     @inline(__always) package var descriptorHint: Word { Word(base, 400) }
+    /// How far had been written when the ring last grew, and the position at the offset 0 of the ring before. Written under the
+    /// send lock.
+    @inline(__always) package var sendRingChanged: Word { Word(base, 408) }
+    @inline(__always) package var sendOldRingOrigin: Word { Word(base, 416) }
 
     /// What was sent over companions and not again over TCP, and what was received over them.
     package var companionBytes: (sent: UInt64, received: UInt64) {

@@ -5,8 +5,8 @@
 ///     before      s bytes, up to p      | bytes before p are read where they lie
 ///     from p on   p is at offset s      | up to the new end, and then from the beginning, over what was before p
 ///
-/// So the sender may not go beyond the new end before everything up to p has been read. A ring that has not come to its end
-/// yet just gets a later one; p stays.
+/// So the sender may not go beyond the new end before the receiver has read beyond p (`Session.isSettled`). A ring that has not
+/// come to its end yet just gets a later one; p stays.
 package struct RingChange {
     package let word: UInt64
 
@@ -16,7 +16,7 @@ package struct RingChange {
     package init(position: UInt64, size: UInt64) { word = position << RingChange.sizeBits | UInt64(size.trailingZeroBitCount) }
 
     private static var sizeBits: UInt64 { 5 }
-    /// No ring is changed at or behind this position.
+    /// No ring is changed at or behind this position (which takes months to reach).
     package static var positionsEnd: UInt64 { 1 << 59 }
 
     @inline(__always) package var position: UInt64 { word >> RingChange.sizeBits }

@@ -34,8 +34,7 @@ package struct RingGeometry {
     /// cannot be read; the ring then holds some of it, or none.
     @inline(__always)
     package func write(_ ring: UnsafeMutableRawPointer, at position: UInt64, from source: UnsafeRawPointer, count: Int) -> Bool {
-        let start = index(position)
-        let first = min(count, Int(size) &- start)
+        let (start, first) = piece(position, upTo: position &+ UInt64(count))
         guard copyBytes(ring + start, source, first) else { return false }
         return first == count || copyBytes(ring, source + first, count &- first)
     }
@@ -44,8 +43,7 @@ package struct RingGeometry {
     /// cannot be written.
     @inline(__always)
     package func read(_ ring: UnsafeMutableRawPointer, at position: UInt64, into target: UnsafeMutableRawPointer, count: Int) -> Bool {
-        let start = index(position)
-        let first = min(count, Int(size) &- start)
+        let (start, first) = piece(position, upTo: position &+ UInt64(count))
         guard copyBytes(target, ring + start, first) else { return false }
         return first == count || copyBytes(target + first, ring, count &- first)
     }

@@ -5,28 +5,77 @@ import SocketTable
 import StreamRing
 #endif
 
-// What a peer has left behind. A socket is about to be somebody's who knows nothing of the switch (exec, a passed descriptor),
-// bytes lie unread in the ring, and the peer has closed its side: it cannot send them over TCP any more, and nothing can put
-// them into the kernel's queue. But nothing else will come either, and what is sent goes nowhere. So the descriptor becomes
-// another TCP connection, between this process and itself, that holds the rest of the stream and whose other end is closed, too.
+// What lies unread in the ring and cannot be sent over TCP any more. A socket is about to be somebody's who knows nothing of the
+// switch (exec, a passed descriptor), and the peer has ended its sending side, or gone back to TCP by itself: it cannot put these
+// bytes before what TCP has, and nothing can put them into the kernel's queue. So the descriptor becomes another TCP connection,
+// between this process and itself, that brings the rest of the stream. Reads, waits, errors and options are as before; its addresses
+// are not (loopback, ports of its own).
 //
-// Reads, waits, errors and options are as before; its addresses are not (loopback, ports of its own).
+// If the peer has closed, nothing else will come, and what is sent goes nowhere: the other end of that connection is closed, too.
+// Else, or if that is too much for the buffers of one connection, a process of its own relays between the two.
 
 /// Replaces the process's descriptors of the socket behind `fd` by such a connection. False: the socket is what it was (its receive
-/// buffer may be larger); the peer may still want to read, or too much is left for the buffers of one connection.
+/// buffer may be larger, or, if there is no process or memory to be had, bytes may be missing).
 ///
 /// In a vfork child, which has descriptors of its own on its parent's tables, only `fd` is replaced. Whoever else has the socket
-/// (that parent, or the one of a forked child) still finds the bytes, too: which of them will read is not known.
+/// (that parent, or the one of a forked child) still finds the bytes, too, unless they are relayed: which of them will read is not
+/// known.
 @inline(never)
 func leaveRemainder(_ fd: Int32, _ index: Int) -> Bool {
     let session = sessionOf(index)
-    guard session.isDual, session.hasPeerClosed(fd) else { return false }
-    let queued = session.queuedBytes(fd)
-    guard queued > 0, let buffer = mapPrivate(queued) else { return false }
-    defer { _ = ss_sys_munmap(buffer, queued) }
-    guard session.receive(fd, buffer, queued, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == queued,
-        let made = makeRemainder(like: fd, buffer, queued)
-    else { return false }
+    guard session.isDual else { return false }
+    if session.hasPeerClosed(fd) {
+        let queued = session.queuedBytes(fd)
+        guard queued > 0 else { return false }
+        if let buffer = mapPrivate(queued) {
+            defer { _ = ss_sys_munmap(buffer, queued) }
+            if session.receive(fd, buffer, queued, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == queued,
+                let (made, writer) = connectionToItself(like: fd)
+            {
+                let isWhole = holds(writer, buffer, queued)
+                if isWhole { replaceAll(fd, by: made) } else { Session.reset(writer) }
+                _ = ss_sys_close(writer)
+                _ = ss_sys_close(made)
+                if isWhole { return true }
+            }
+        }
+    }
+    return leaveRelayed(fd, session)
+}
+
+private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
+    // What this side still has to send would be lost with the session.
+    guard !session.hasBacklog else { return false }
+    // Room for the whole ring.
+    let capacity = Int(Window.maximumRingBytes)
+    guard let buffer = mapPrivate(capacity) else { return false }
+    defer { _ = ss_sys_munmap(buffer, capacity) }
+    guard let (made, writer) = connectionToItself(like: fd) else { return false }
+    defer {
+        _ = ss_sys_close(made)
+        _ = ss_sys_close(writer)
+    }
+    let socket = Int32(truncatingIfNeeded: ss_sys_fcntl(fd, F_DUPFD_CLOEXEC, 0))
+    guard socket >= 0 else { return false }
+    defer { _ = ss_sys_close(socket) }
+    var count = 0
+    var isOnTCP = false
+    var received = 1
+    while !isOnTCP, received > 0, count < capacity {
+        received = session.receive(fd, buffer + count, capacity - count, Int32(MSG_DONTWAIT))
+        count += max(received, 0)
+        isOnTCP = count > 0 && switchHandOver(fd, .handedOver)
+    }
+    guard isOnTCP, ss_start_relay(socket, writer, buffer, count, capacity) != 0 else {
+        // What has been read is lost: nobody shall take what follows for all.
+        if count > 0 { Session.reset(socket) }
+        return false
+    }
+    replaceAll(fd, by: made)
+    return true
+}
+
+private func replaceAll(_ fd: Int32, by made: Int32) {
     let isForeign = isForeignChild()
     let entry = descriptorEntry(fd)
     // `fd` last: with it the slot ends, and may be another socket's at once.
@@ -36,8 +85,6 @@ func leaveRemainder(_ fd: Int32, _ index: Int) -> Bool {
         put(made, inPlaceOf: other, isForeign)
     }
     put(made, inPlaceOf: fd, isForeign)
-    _ = ss_sys_close(made)
-    return true
 }
 
 private func put(_ made: Int32, inPlaceOf fd: Int32, _ isForeign: Bool) {
@@ -46,11 +93,11 @@ private func put(_ made: Int32, inPlaceOf fd: Int32, _ isForeign: Bool) {
     _ = rawDuplicate(made, fd, flags)
 }
 
-/// A connection with the file flags and options of `fd` that holds `count` bytes and their end. nil: not to be had.
-private func makeRemainder(like fd: Int32, _ bytes: UnsafeMutableRawPointer, _ count: Int) -> Int32? {
+/// A connection of this process with itself: an end with the file flags and options of `fd`, and the other end. nil: not to be had.
+private func connectionToItself(like fd: Int32) -> (made: Int32, writer: Int32)? {
     var storage = InlineArray<28, UInt8>(repeating: 0)
     var length: UInt32 = 28
-    return withUnsafeMutablePointer(to: &storage) { pointer -> Int32? in
+    return withUnsafeMutablePointer(to: &storage) { pointer -> (made: Int32, writer: Int32)? in
         let address = UnsafeMutableRawPointer(pointer)
         guard ss_sys_getsockname(fd, address, &length) == 0 else { return nil }
         let family = Int32(address.load(as: UInt16.self))
@@ -62,23 +109,21 @@ private func makeRemainder(like fd: Int32, _ bytes: UnsafeMutableRawPointer, _ c
             address.storeBytes(of: 1, toByteOffset: 23, as: UInt8.self)
         }
         let type = Int32(1) | Int32(O_CLOEXEC) | Int32(O_NONBLOCK)
-        let listener = ss_sys_socket(family, type, 0), writer = ss_sys_socket(family, type, 0)
-        defer {
-            if listener >= 0 { _ = ss_sys_close(Int32(listener)) }
-            if writer >= 0 { _ = ss_sys_close(Int32(writer)) }
+        let listener = Int32(ss_sys_socket(family, type, 0)), writer = Int32(ss_sys_socket(family, type, 0))
+        defer { if listener >= 0 { _ = ss_sys_close(listener) } }
+        var made = -1
+        if listener >= 0, writer >= 0, ss_sys_bind(listener, address, length) == 0, ss_sys_listen(listener, 1) == 0,
+            ss_sys_getsockname(listener, address, &length) == 0, isConnected(writer, address, length)
+        {
+            made = ss_syscall6(Int(SYS_accept4), Int(listener), 0, 0, Int(O_CLOEXEC), 0, 0)
         }
-        guard listener >= 0, writer >= 0, ss_sys_bind(Int32(listener), address, length) == 0, ss_sys_listen(Int32(listener), 1) == 0,
-            ss_sys_getsockname(Int32(listener), address, &length) == 0, isConnected(Int32(writer), address, length)
-        else { return nil }
-        let accepted = ss_syscall6(Int(SYS_accept4), listener, 0, 0, Int(O_CLOEXEC), 0, 0)
-        guard accepted >= 0 else { return nil }
-        guard areTwoEnds(Int32(writer), Int32(accepted)), holds(Int32(writer), bytes, count) else {
-            Session.reset(Int32(writer))
-            _ = ss_sys_close(Int32(accepted))
+        guard made >= 0, areTwoEnds(writer, Int32(made)) else {
+            if made >= 0 { _ = ss_sys_close(Int32(made)) }
+            if writer >= 0 { _ = ss_sys_close(writer) }
             return nil
         }
-        copySettings(from: fd, to: Int32(accepted))
-        return Int32(accepted)
+        copySettings(from: fd, to: Int32(made))
+        return (Int32(made), writer)
     }
 }
 

@@ -123,7 +123,7 @@ class PostgreSQL(ProgramCase):
         self.stop()
         return result, cipher
 
-    # Its short connections stay on TCP, and a part of what fills the tables goes there while the ring is small.
+    # Its short connections stay on TCP.
     @row("`pgbench`, a connection a transaction", COMPANION)
     def test_pgbench_reconnecting(self, ends):
         self.start_postgres()

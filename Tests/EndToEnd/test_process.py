@@ -474,7 +474,8 @@ class Passing(ProcessCase):
 
 
 class Left(ProcessCase):
-    """What a peer has left in the ring when it closed is nobody's to send over TCP any more; who gets the descriptor reads it."""
+    """What a peer has left in the ring when it closed, or half-closed, or became another program, is nobody's to send over TCP any
+    more; who gets the descriptor reads it, and is heard."""
 
     def check(self, how, *ends, count=30000):
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "left.py")
@@ -483,8 +484,11 @@ class Left(ProcessCase):
                 lines = dict(line.rsplit(" ", 1) if line.startswith("over") else line.split(" ", 1) for line in
                              self.run_program([sys.executable, script, how, end, str(count)], switched).output.splitlines())
                 self.assertEqual(lines["read"], lines["expected"], f"{how}, {end}, switched: {switched}")
+                if end in ("half", "image"):
+                    self.assertEqual(lines["answer"], "reply", f"{how}, {end}, switched: {switched}")
                 if switched and not settings.plain:
-                    self.assertLess(int(lines["over TCP"]), 10 if count <= 30000 else count, "the last bytes went over the companion")
+                    most = 2000 if end == "image" else 10 if count <= 30000 else count
+                    self.assertLess(int(lines["over TCP"]), most, "the last bytes went over the companion")
 
     def test_to_the_next_image(self):
         self.check("exec")
@@ -507,6 +511,12 @@ class Left(ProcessCase):
     def test_more_than_the_ring_holds(self):
         self.check("exec-plain", "exit", count=200000)
         self.check("pass", "exit", count=200000)
+        self.check("exec-plain", "exit", count=900000)
+
+    def test_by_one_who_still_reads(self):
+        for how in ("exec", "exec-plain", "fork", "run-plain", "pass"):
+            self.check(how, "half", "image", count=30000)
+        self.check("exec-plain", "half", "image", count=900000)
 
 
 class Children(ProcessCase):

@@ -222,7 +222,7 @@ extension SessionTests {
                             Watchdog.pat()
                         }
                     },
-                    startThread {  // a: writes more than the ring holds
+                    startThread {  // a: writes again and again
                         while !isOver.isSet { _ = pair.a.send(big.bytes, big.count) }
                         pair.a.shutDown(1)
                     },

@@ -17,8 +17,6 @@ private let copiesAreGuarded = dlsym(nil, "__tsan_init") == nil
 extension SessionTests {
     /// A ring that is full grows with what lies in it: see `RingChange`.
     @Suite("Growing rings", .serialized) struct GrowthTests {
-        private let largest = Int(Window.maximumRingBytes)
-
         @Test("A ring that proves too small grows up to its largest size", arguments: ProviderUnderTest.allCases)
         func toTheLargest(_ provider: ProviderUnderTest) throws {
             try withPair(provider, ringBytes: 4096) { pair in
@@ -59,9 +57,12 @@ extension SessionTests {
             /// Sizes that a ring had with unread bytes on both sides of the change.
             var grownAround = 0
 
+            mutating func countToSend() -> Int {
+                min(1 + random.logUniform(bits: 18), Int(Window.maximumRingBytes) / 2 - Int(sent - received))
+            }
+
             mutating func send() {
-                let unread = Int(sent - received)
-                let count = min(1 + random.logUniform(bits: 18), Int(Window.maximumRingBytes) / 2 - unread)
+                let count = countToSend()
                 guard count > 0 else { return }
                 let before = pair.a.slot.sendRing.load()
                 let result = random.oneIn(3)
@@ -75,7 +76,7 @@ extension SessionTests {
 
             /// As many bytes as `send` may send, and then memory that cannot be read: any part of them may go.
             mutating func sendTooMuch() {
-                let count = min(1 + random.logUniform(bits: 18), Int(Window.maximumRingBytes) / 2 - Int(sent - received))
+                let count = countToSend()
                 guard count > 0 else { return }
                 let start = brink.end - count
                 memcpy(start, pattern.bytes(at: sent), count)

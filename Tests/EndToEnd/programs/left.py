@@ -1,9 +1,11 @@
-"""A connection whose peer says its last and is gone; what it left behind is read by another program, which gets the descriptor:
+"""A connection whose peer says its last; what it left behind is read by another program, which gets the descriptor:
 
     left.py HOW ENDS [BYTES]
 
 HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, spawn
-(posix_spawn), pass (SCM_RIGHTS), pass-plain. How the peer ENDS: exit, close, killed. Prints what was read and expected."""
+(posix_spawn), pass (SCM_RIGHTS), pass-plain. How the peer ENDS: exit, close, killed; or half (its sending half only, and
+prints what it is answered), image (it becomes another program, which says more and goes on like half). Prints what was read
+and expected."""
 import hashlib
 import os
 import signal
@@ -14,7 +16,13 @@ import sys
 import time
 
 READER = ("import hashlib,os,sys\ndata=b''\nwhile True:\n    piece=os.read(0,70000)\n    if not piece: break\n    data+=piece\n"
-          "print('read',len(data),hashlib.sha256(data).hexdigest(),flush=True)")
+          "print('read',len(data),hashlib.sha256(data).hexdigest(),flush=True)\n"
+          "if sys.argv[1]=='answers':\n    os.write(0,b'reply')\n    os.close(0)\n"
+          "    try: os.wait()\n    except ChildProcessError: pass")
+
+IMAGE = ("import socket,sys\nconnection=socket.socket(fileno=int(sys.argv[1]))\nconnection.sendall(sys.argv[2].encode())\n"
+         "connection.shutdown(1)\nprint('answer',connection.recv(100).decode(),file=sys.stderr,flush=True)")
+MORE = "more" * 250
 
 
 def exactly(connection, count):
@@ -41,6 +49,12 @@ def peer(listener, last, ends):
     if ends == "close":
         connection.close()
         sys.stdin.read()
+    if ends == "half":
+        connection.shutdown(socket.SHUT_WR)
+        print("answer", connection.recv(100).decode(), file=sys.stderr, flush=True)
+    if ends == "image":
+        os.set_inheritable(connection.fileno(), True)
+        os.execv(sys.executable, [sys.executable, "-c", IMAGE, str(connection.fileno()), MORE])
     if ends == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     os._exit(0)
@@ -59,7 +73,7 @@ def main():
         return peer(listener, last, ends)
     listener.close()
     server = subprocess.Popen([sys.executable, __file__, how, ends, str(count), str(address[1])],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stdout, text=True)
     server.stdout.readline()
     connection = socket.create_connection(address)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -69,20 +83,22 @@ def main():
             connection.sendall(b"ping")
             exactly(connection, 4)
     connection.sendall(b"last")
-    if ends == "close":
-        time.sleep(0.3)
+    answers = ends in ("half", "image")
+    if ends == "close" or answers:
+        time.sleep(0.3 + 0.3 * (ends == "image"))
     else:
         server.wait(20)
     print("over TCP", over_tcp(connection) - before)
-    print("expected", count, hashlib.sha256(last).hexdigest(), flush=True)
+    last += MORE.encode() * (ends == "image")
+    print("expected", len(last), hashlib.sha256(last).hexdigest(), flush=True)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("LD_PRELOAD")}
-    reader = [sys.executable, "-c", READER]
+    reader = [sys.executable, "-c", READER, "answers" if answers else "reads"]
     environment = plain if how.endswith("-plain") else dict(os.environ)
     if how.startswith("pass"):
         ours, theirs = socket.socketpair(socket.AF_UNIX)
         taker = ("import array,os,socket,sys\nunix=socket.socket(fileno=0)\n"
-                 "fd=array.array('i',socket.recv_fds(unix,10,1)[1])[0]\nos.dup2(fd,0)\nos.execv(sys.executable,[sys.executable,'-c',sys.argv[1]])")
-        child = subprocess.Popen([sys.executable, "-c", taker, READER], stdin=theirs, env=environment)
+                 "fd=array.array('i',socket.recv_fds(unix,10,1)[1])[0]\nos.dup2(fd,0)\nos.execv(sys.executable,[sys.executable,'-c',*sys.argv[1:]])")
+        child = subprocess.Popen([sys.executable, "-c", taker, *reader[2:]], stdin=theirs, env=environment)
         socket.send_fds(ours, [b"x"], [connection.fileno()])
         connection.close()
         assert child.wait(20) == 0
@@ -98,6 +114,8 @@ def main():
         os.dup2(connection.fileno(), 5)
         os.dup2(5, 0)
         os.execve(reader[0], reader, environment)
+    if answers:
+        server.wait(20)
     server.kill()
 
 

@@ -67,14 +67,14 @@ package final class Endpoint: @unchecked Sendable {
     package var state: String {
         let s = slot
         var text = "fd \(fd) flags \(s.flags.load()) reason \(s.reason.load()) mode \(s.mode.load()) changes \(s.carrierChanges.load())\n"
-        text += "  send: cuts \(s.sendCuts.load()) position \(s.sendPosition.load()) credit \(s.sendCredit.load()) ring \(RingChange(word: s.sendRing.load()))@\(s.sendRingOrigin.load())"
+        text += "  send: cuts \(s.sendCuts.load()) position \(s.sendPosition.load()) credit \(s.sendCredit.load()) ring \(RingChange(word: s.sendRing.load()).size)@\(s.sendRingOrigin.load())"
         text += " full \(s.sendFullCount.load()) rung \(s.rungForReceive.load()) armed \(s.armedForSendCounter.load())\n"
         text += "  receive: cuts \(s.receiveCuts.load()) position \(s.receivePosition.load()) tcp \(s.tcpPosition.load()) invitation \(s.invitation.load())"
-        text += " ring \(RingChange(word: s.receiveRing.load()))@\(s.receiveRingOrigin.load()) rung \(s.rungForSend.load()) armed \(s.armedForReceiveCounter.load())\n"
+        text += " ring \(RingChange(word: s.receiveRing.load()).size)@\(s.receiveRingOrigin.load()) rung \(s.rungForSend.load()) armed \(s.armedForReceiveCounter.load())\n"
         guard session.isUp else { return text + "  not up" }
         let w = session.local
         text += "  window: producer \(w.producer.load()) cuts \(w.cutCount.load()) onTCP \(w.cutOnTCP.load()) onCompanion \(w.cutOnCompanion.load())"
-        text += " ring \(RingChange(word: w.ringChange.load())) credit \(w.credit.load()) invitation \(w.invitation.load())"
+        text += " ring \(RingChange(word: w.ringChange.load()).size) credit \(w.credit.load()) invitation \(w.invitation.load())"
         text += " acknowledged \(w.acknowledged.load()) armedR \(w.armedForReceive.load()) armedS \(w.armedForSend.load()) end \(w.endFlags.load())\n"
         var queued: Int32 = 0
         _ = ioctl(fd, UInt(FIONREAD), &queued)
