@@ -29,8 +29,7 @@ extension Session {
     func roomToSend(_ position: UInt64, wanted: Int) -> Int {
         let size = ringToSend.size
         let used = position &- slot.sendCredit.loadRelaxed()
-        // What is written remotely may still be on its way out of the mirror: such a ring grows when it happens to be empty.
-        let waitsForEmpty = connection.pointee.writer != nil && slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeGrowth
+        let waitsForEmpty = growsEmptyOnly(size) && slot.sendFullCount.loadRelaxed() >= Session.fullsBeforeGrowth
             && size < Window.maximumRingBytes && position < RingChange.positionsEnd
         if used <= size, size &- used >= UInt64(wanted), !waitsForEmpty { return atOnce(size &- used) }
         let credit = local.credit.load()  // SYNC POINT: pairs with the release in publishCredit
@@ -53,12 +52,20 @@ extension Session {
         return Int(min(room, writer.capacity))
     }
 
+    /// What is written remotely may still be on its way out of the mirror, and who has chosen the size of the send buffer (SO_SNDBUF)
+    /// may count on being held up: such a ring grows when it happens to be empty, after it was full several times.
+    private func growsEmptyOnly(_ size: UInt64) -> Bool {
+        let chosen = slot.sendBuffer.loadRelaxed()
+        return connection.pointee.writer != nil || chosen != 0 && size >= chosen
+    }
+
     /// Whether a ring that is full can grow: it has not come to its end yet, or the last change is settled. (A new change begins where
     /// the peer knows of every byte: what has only been written, a bad pointer behind it may yet take back.)
     func canGrow(_ position: UInt64, _ credit: UInt64) -> Bool {
         let ring = ringToSend
         guard ring.size < Window.maximumRingBytes, position < RingChange.positionsEnd else { return false }
-        return connection.pointee.writer == nil && (position &- ring.origin <= ring.size || isSettled(credit) && position == slot.sendPosition.loadRelaxed())
+        let isUnwrapped = position &- ring.origin <= ring.size
+        return !growsEmptyOnly(ring.size) && (isUnwrapped || isSettled(credit) && position == slot.sendPosition.loadRelaxed())
     }
 
     /// Makes the ring four times as large, up to the largest size, with what lies in it.

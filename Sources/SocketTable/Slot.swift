@@ -150,6 +150,8 @@ package struct Slot {
     /// send lock.
     @inline(__always) package var sendRingChanged: Word { Word(base, 408) }
     @inline(__always) package var sendOldRingOrigin: Word { Word(base, 416) }
+    /// SO_SNDBUF, bytes, since the program has set it; 0: it has not.
+    @inline(__always) package var sendBuffer: Word { Word(base, 424) }
 
     /// What was sent over companions and not again over TCP, and what was received over them.
     package var companionBytes: (sent: UInt64, received: UInt64) {

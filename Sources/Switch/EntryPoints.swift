@@ -95,6 +95,7 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     session.slot.peerAddress.set(peer, length: Int(peerLength))
     introduceOnce()
     if !session.has(Slot.Flags.tcpOnly) { session.slot.reason.store(Reason.notWorthItYet.rawValue) }
+    session.slot.sendBuffer.store(listening.slot.sendBuffer.load())
     // The address behind a wildcard is asked for when somebody needs it: see `announce`.
     if !listening.slot.localAddress.isWildcard { memcpy(session.slot.localAddress.base, listening.slot.localAddress.base, 32) }
     _ = dependents(listener).add(1)
@@ -334,6 +335,11 @@ package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
     if needsTCP(level, name), !isOrdinary(level, name, value, length) { _ = switchHandOver(fd, .unsupportedOption) }
     let result = baseSetOption(fd, level, name, value, length)
     if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
+    if result == 0, level == SOL_SOCKET, name == SO_SNDBUF || name == SO_SNDBUFFORCE {
+        var bytes: Int32 = 0
+        var size = UInt32(MemoryLayout<Int32>.size)
+        if baseGetOption(fd, SOL_SOCKET, SO_SNDBUF, &bytes, &size) == 0 { session.slot.sendBuffer.store(UInt64(max(bytes, 0))) }
+    }
     return result
 }
 

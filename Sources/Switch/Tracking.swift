@@ -124,13 +124,16 @@ private func dropStale(_ fd: Int32) {
 func makeAnew(_ fd: Int32, _ index: Int) {
     let options = sessionOf(index).connection.pointee.options
     let flags = sessionOf(index).slot.flags.load()
+    let sendBuffer = sessionOf(index).slot.sendBuffer.load()
     var before = linger()
     var length = UInt32(MemoryLayout<linger>.size)
     _ = baseGetOption(fd, SOL_SOCKET, SO_LINGER, &before, &length)
     dropEntry(fd)
     _ = baseSetOption(fd, SOL_SOCKET, SO_LINGER, &before, length)
     let new = track(fd, kind: Slot.Kind.fresh, nonBlocking: flags & Slot.Flags.nonBlocking != 0)
-    if new != 0 { sessionOf(new).connection.pointee.options = options }
+    guard new != 0 else { return }
+    sessionOf(new).connection.pointee.options = options
+    sessionOf(new).slot.sendBuffer.store(sendBuffer)
 }
 
 /// `new` refers to what `old` refers to.

@@ -44,6 +44,24 @@ extension SessionTests {
             }
         }
 
+        @Test("Who has chosen the size of the send buffer is held up as long as the ring is not read")
+        func chosenBuffer() throws {
+            try withPair(.sharedMemory, ringBytes: 4096) { pair in
+                pair.a.slot.sendBuffer.store(10_000)
+                let pattern = StreamPattern(15)
+                // As large as chosen at once, and larger when it is read.
+                #expect(pair.a.send(pattern.bytes(at: 0), 100_000, Int(MSG_DONTWAIT)) == 16384)
+                #expect(pair.a.send(pattern.bytes(at: 16384), 100_000, Int(MSG_DONTWAIT)) == -Int(EAGAIN))
+                #expect(!pair.a.session.looksWritable)
+                let buffer = Buffer(100_000)
+                #expect(pair.b.receive(buffer.bytes, 10_000) == 10_000)
+                #expect(pair.a.send(pattern.bytes(at: 16384), 100_000, Int(MSG_DONTWAIT)) == 10_000)
+                #expect(pair.b.receive(buffer.bytes, 100_000) == 16384)
+                #expect(pattern.matches(buffer.bytes, at: 10_000, count: 16384))
+                #expect(pair.a.send(pattern.bytes(at: 26384), 100_000, Int(MSG_DONTWAIT)) > 16384)
+            }
+        }
+
         /// Sends and receives, all without waiting and by one thread, until the ring holds some bytes, and has its largest size or
         /// not. As long as it would take more if it were as large as it can be, and for half of that in any case, everything is taken.
         private struct Mixture {
