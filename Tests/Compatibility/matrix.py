@@ -138,7 +138,7 @@ class Watch(threading.Thread):
                 self.suspects.pop((key, direction), None)
             elif suspect is not None and companion > suspect:
                 self.leaks.append(f"{key} {direction}: {before} {entry}")
-            elif entry[carrier] == "companion" and tcp != before["bytes"]["tcp" + direction]:
+            elif before[carrier] == entry[carrier] == "companion" and tcp != before["bytes"]["tcp" + direction]:
                 self.suspects[key, direction] = companion
 
     def bytes(self):
