@@ -74,7 +74,7 @@ package struct Slot {
     @inline(__always) package var flags: Word { Word(base, 32) }
     /// `Reason`: why it is on TCP.
     @inline(__always) package var reason: Word { Word(base, 40) }
-    /// Options that the program set: see Switch/Options.
+    /// When it may be announced again, and how often it has been: see Switch/Companions.
     @inline(__always) package var nextAttempt: Word { Word(base, 48) }
     @inline(__always) package var attempts: Word { Word(base, 56) }
 
