@@ -366,9 +366,11 @@ static bool take(const struct step *step, int index) {
     struct outcome *native = &shared->outcome[NATIVE], *switched = &shared->outcome[SWITCHED];
     bool mayStall = step->operation <= SENDFILE && (native->isAmountFree || switched->isAmountFree);
     if (step->operation == SPLICE_IN || step->operation == SPLICE_OUT || (mayStall && step->waits)) shared->toggled = true;
-    bool isLate = switched->error == EAGAIN || switched->error == EINTR
-        || (switched->value == 0 && shared->ends[SWITCHED][step->end].readShut);
-    if (step->operation == SPLICE_OUT && native->value > 0 && isLate) {
+    // (More than once: a signal may come first again.)
+    for (int again = 0; again < 10 && step->operation == SPLICE_OUT && native->value > 0; again++) {
+        bool isLate = switched->error == EAGAIN || switched->error == EINTR
+            || (switched->value == 0 && shared->ends[SWITCHED][step->end].readShut);
+        if (!isLate) break;
         see((struct view[WORLDS][ENDS]){0});
         *switched = (struct outcome){.skipped = true};
         tell(holder(SWITCHED, step->end, step->actor), &(struct command){.kind = STEP, .world = SWITCHED, .step = *step});
