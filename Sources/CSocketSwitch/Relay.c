@@ -60,15 +60,21 @@ static void relay(struct direction *one, struct direction *other) {
     }
 }
 
+static void close_all(unsigned first, unsigned last) {
+    if (ss_sys_close_range(first, last, 0) == 0) return;
+    // Before Linux 5.9.
+    for (unsigned fd = first; fd <= last && fd < SS_DESCRIPTORS; fd++) ss_sys_close((int)fd);
+}
+
 /// In a process of its own, with nothing of its parent's but the two sockets.
 static __attribute__((noreturn)) void run_relay(int socket, int relayed, char *bytes, size_t count, size_t room) {
     ss_syscall6(SYS_setsid, 0, 0, 0, 0, 0, 0);
     ss_syscall6(SYS_chdir, (long)"/", 0, 0, 0, 0, 0);
     ss_syscall6(SYS_prctl, 15 /* PR_SET_NAME */, (long)"socksw-relay", 0, 0, 0, 0);
     unsigned low = (unsigned)(socket < relayed ? socket : relayed), high = (unsigned)(socket < relayed ? relayed : socket);
-    if (low > 0) ss_sys_close_range(0, low - 1, 0);
-    if (high > low + 1) ss_sys_close_range(low + 1, high - 1, 0);
-    ss_sys_close_range(high + 1, ~0u, 0);
+    if (low > 0) close_all(0, low - 1);
+    if (high > low + 1) close_all(low + 1, high - 1);
+    close_all(high + 1, ~0u);
     char back[16384];
     struct direction forth = {.from = socket, .to = relayed, .bytes = bytes, .end = count, .room = room};
     struct direction answer = {.from = relayed, .to = socket, .bytes = back, .room = sizeof back};

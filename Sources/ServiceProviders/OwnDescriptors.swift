@@ -43,7 +43,7 @@ struct DescriptorPlacement {
             let lowest = max(soft, min(DescriptorPlacement.preferredMinimum, hard / 2))
             // Known to be full before anybody goes to the trouble of making one.
             if ownDescriptorCount + 2 <= hard - lowest { minimum = lowest }
-        } else if soft >= 1024, ownDescriptorCount + 2 <= soft / 8, leavesRoom(soft) {
+        } else if soft >= leastDescriptorLimit, ownDescriptorCount + 2 <= soft / 8, leavesRoom(soft) {
             minimum = soft / 4 * 3
         }
     }

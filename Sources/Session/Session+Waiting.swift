@@ -64,8 +64,9 @@ extension Session {
     static var minimumSpinNanoseconds: UInt32 { 3_000 }
     /// A sender whose peer takes nothing for so long hands over to TCP and its larger buffers: soon when the two may be
     /// waiting for each other (the peer is stuck in sending, too, or is this very process), later when the peer is just slow.
+    /// (redis's test of shutdown counts on it that what a stopped reader leaves full stays full for more than a second.)
     static var deadlockNanoseconds: UInt64 { 20_000_000 }
-    static var stallNanoseconds: UInt64 { 1_000_000_000 }
+    static var stallNanoseconds: UInt64 { 2_000_000_000 }
     /// The least of it for one who waits only so long, in a send, poll or select.
     static var shortStallNanoseconds: UInt64 { 100_000_000 }
 

@@ -7,6 +7,9 @@ package enum DescriptorKind {
     package static var own: UInt32 { 3 }
 }
 
+/// Below this hard limit of RLIMIT_NOFILE the library takes no descriptor: such a program counts its own.
+package var leastDescriptorLimit: Int { 1024 }
+
 @inline(__always)
 package func descriptorEntry(_ fd: Int32) -> UInt32 {
     UInt32(bitPattern: fd) < UInt32(SS_DESCRIPTORS) ? ss_descriptor_load(UInt32(bitPattern: fd)) : 0

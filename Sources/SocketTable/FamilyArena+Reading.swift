@@ -10,9 +10,6 @@ extension FamilyArena {
         holderWord(process, index >> 6).load() & (1 << UInt64(index & 63)) != 0
     }
 
-    /// Slots that may be in use: 1 ..< `usedSlotCount`.
-    package var usedSlotCount: Int { Int(min(highWater.load(), UInt64(FamilyArena.slotCount))) }
-
     /// The process entries that are live.
     package var liveProcesses: [Int] {
         let count = Int(min(UInt64(FamilyArena.processCount), processHighWater.load()))
@@ -22,7 +19,7 @@ extension FamilyArena {
     /// Bytes that the family's sockets, living and closed, sent and received over companions.
     package var companionBytes: (sent: UInt64, received: UInt64) {
         var sum = (sent: retiredSent.load(), received: retiredReceived.load())
-        for index in 1..<max(1, usedSlotCount) where slot(index).kind.load() != Slot.Kind.free {
+        for index in usedSlots where slot(index).kind.load() != Slot.Kind.free {
             let (sent, received) = slot(index).companionBytes
             sum.sent &+= sent
             sum.received &+= received
@@ -33,13 +30,13 @@ extension FamilyArena {
     /// The slots that process entry `process` holds.
     package func slotsHeld(by process: Int) -> [Int] {
         var slots: [Int] = []
-        let count = usedSlotCount
-        for word in 0..<((count + 63) / 64) {
+        let used = usedSlots
+        for word in 0..<((used.upperBound + 63) / 64) {
             var held = holderWord(process, word).load()
             while held != 0 {
                 let index = word * 64 + held.trailingZeroBitCount
                 held &= held - 1
-                if index > 0, index < count { slots.append(index) }
+                if used.contains(index) { slots.append(index) }
             }
         }
         return slots

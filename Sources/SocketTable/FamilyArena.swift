@@ -52,6 +52,15 @@ package struct FamilyArena {
     @inline(__always) package var retiredSent: Word { Word(base, 256) }
     @inline(__always) package var retiredReceived: Word { Word(base, 264) }
 
+    /// The slots that may be in use.
+    package var usedSlots: Range<Int> { 1..<Int(max(1, min(highWater.load(), UInt64(FamilyArena.slotCount)))) }
+
+    /// Whether RLIMIT_FSIZE forbids such a file: making it would not fail, it would send SIGXFSZ.
+    package static var exceedsFileSizeLimit: Bool {
+        var limit = rlimit()
+        return ss_sys_prlimit(Int32(RLIMIT_FSIZE.rawValue), nil, &limit) != 0 || limit.rlim_cur < rlim_t(bytes)
+    }
+
     /// Prepares fresh zeroed memory.
     package func initialize() {
         nextFree.store(1)  // slot 0 is never used: 0 means "none" in the descriptor table

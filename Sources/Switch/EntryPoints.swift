@@ -335,12 +335,23 @@ package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
     if needsTCP(level, name), !isOrdinary(level, name, value, length) { _ = switchHandOver(fd, .unsupportedOption) }
     let result = baseSetOption(fd, level, name, value, length)
     if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
-    if result == 0, level == SOL_SOCKET, name == SO_SNDBUF || name == SO_SNDBUFFORCE {
-        var bytes: Int32 = 0
-        var size = UInt32(MemoryLayout<Int32>.size)
-        if baseGetOption(fd, SOL_SOCKET, SO_SNDBUF, &bytes, &size) == 0 { session.slot.sendBuffer.store(UInt64(max(bytes, 0))) }
-    }
+    if result == 0, level == SOL_SOCKET, name == SO_SNDBUF || name == SO_SNDBUFFORCE { noteSendBuffer(fd, session) }
     return result
+}
+
+/// The program has chosen the size of the send buffer.
+private func noteSendBuffer(_ fd: Int32, _ session: Session) {
+    var bytes: Int32 = 0
+    var size = UInt32(MemoryLayout<Int32>.size)
+    if baseGetOption(fd, SOL_SOCKET, SO_SNDBUF, &bytes, &size) == 0 { session.slot.sendBuffer.store(UInt64(max(bytes, 0))) }
+}
+
+/// An earlier image may have chosen it. (Linux before 5.14 does not tell.)
+func noteInheritedSendBuffer(_ fd: Int32, _ session: Session) {
+    var locks: Int32 = 0
+    var size = UInt32(MemoryLayout<Int32>.size)
+    let isKnown = baseGetOption(fd, SOL_SOCKET, 72 /* SO_BUF_LOCK */, &locks, &size) == 0
+    if isKnown, locks & 1 /* SOCK_SNDBUF_LOCK */ != 0 { noteSendBuffer(fd, session) }
 }
 
 /// Options whose effect only the kernel's own stream has.

@@ -42,11 +42,8 @@ package func switchBeforeExec(
     let arena = FamilyArena(memory)
     let process = Int(privateState.pointee.process)
     guard process >= 0 else { return false }
-    var index = 1
-    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
-    while index < end {
+    for index in arena.usedSlots {
         if !inherited.contains(index) { arena.releaseUnlessLast(index, process: process) }
-        index &+= 1
     }
     guard let text else { return false }
     var writer = InheritanceText(text, capacity)

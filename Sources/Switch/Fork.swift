@@ -79,24 +79,19 @@ package func switchAfterForkInChild() {
 
 /// Holds again what this process has records of, as far as the slots are still the same.
 private func holdInherited(_ arena: FamilyArena, _ process: Int) {
-    var index = 1
-    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
-    while index < end {
+    for index in arena.usedSlots {
         let record = sessionOf(index).connection
         let slot = arena.slot(index)
         if Int32(bitPattern: sessionOf(index).descriptorCount.load()) > 0, slot.kind.load() != Slot.Kind.free, slot.generation.load() == record.pointee.generation {
             arena.hold(index, process: process)
         }
-        index += 1
     }
 }
 
 /// The inherited records become the child's own. Companions under way, and offers, are the parent's: the child, once it is
 /// alone, begins anew. Its copies are closed, which the providers keep from the peer.
 private func takeOverRecords(_ arena: FamilyArena) {
-    var index = 1
-    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
-    while index < end {
+    for index in arena.usedSlots {
         let session = sessionOf(index)
         if session.connection.pointee.generation != 0 { session.forgetOtherThreads() }
         switch session.connection.pointee.companionPhase {
@@ -109,6 +104,5 @@ private func takeOverRecords(_ arena: FamilyArena) {
         default:
             break
         }
-        index += 1
     }
 }

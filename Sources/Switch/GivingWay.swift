@@ -18,11 +18,9 @@ func giveWay(atOnce: Bool) -> Bool {
     let before = ownDescriptorsInTheWay(atOnce: atOnce)
     if before == 0 { return false }
     var freed = 0
-    var index = 1
-    let end = min(Int(FamilyArena(memory).highWater.load()), FamilyArena.slotCount)
-    while index < end, freed < before {
+    for index in FamilyArena(memory).usedSlots {
+        if freed >= before { break }
         if giveUpDoorbells(index) { freed &+= 2 }
-        index &+= 1
     }
     return freed > 0
 }

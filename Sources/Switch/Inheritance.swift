@@ -179,6 +179,7 @@ private func adoptConnection(_ fd: Int32, kind: UInt64, hasMoved: Bool) {
         keepOnTCP(index, .noProvider)
     } else {
         prepareToRejoin(index)
+        noteInheritedSendBuffer(fd, sessionOf(index))
         slot.reason.store(Reason.notWorthItYet.rawValue)
         // It has proved worth it.
         if hasMoved { slot.sendOperations.store(4) }

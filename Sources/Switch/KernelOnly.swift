@@ -119,9 +119,7 @@ package func switchKeepsOnTCP(_ fd: Int32) -> Bool { switchHandOver(fd, .unsuppo
 private func serveOtherEnd(of slot: Slot) {
     guard let memory = privateState.pointee.arena else { return }
     let arena = FamilyArena(memory)
-    var index = 1
-    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
-    while index < end {
+    for index in arena.usedSlots {
         let other = arena.slot(index)
         if other.mode.load() == Slot.Mode.dual, other.localAddress.port == slot.peerAddress.port,
             other.peerAddress.port == slot.localAddress.port,
@@ -130,7 +128,6 @@ private func serveOtherEnd(of slot: Slot) {
             let session = sessionOf(index)
             if session.connection.pointee.generation == other.generation.load() { session.maintain(session.connection.pointee.descriptor) }
         }
-        index &+= 1
     }
 }
 
@@ -141,9 +138,7 @@ package func switchBeforeExit(closes: Bool) {
     guard switchIsActive, let memory = state.pointee.arena, ss_sys_getpid() == Int(state.pointee.pid) else { return }
     let arena = FamilyArena(memory)
     var hasReaped = false
-    var index = 1
-    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
-    while index < end {
+    for index in arena.usedSlots {
         let slot = arena.slot(index)
         if slot.mode.load() == Slot.Mode.dual {
             let session = sessionOf(index)
@@ -156,6 +151,5 @@ package func switchBeforeExit(closes: Bool) {
                 session.settleBeforeExit(isLast: slot.holders.load() == 1, closes: closes)
             }
         }
-        index &+= 1
     }
 }

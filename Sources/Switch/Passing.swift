@@ -66,9 +66,7 @@ private func handOverSameConnection(_ new: Int) {
     guard let memory = privateState.pointee.arena else { return }
     let arena = FamilyArena(memory)
     let addresses = arena.slot(new).localAddress.base
-    var index = 1
-    let end = min(Int(arena.highWater.load()), FamilyArena.slotCount)
-    while index < end {
+    for index in arena.usedSlots {
         let session = sessionOf(index)
         if index != new, session.slot.kind.load() >= Slot.Kind.connected, memcmp(session.slot.localAddress.base, addresses, 64) == 0 {
             let record = session.connection
@@ -78,7 +76,6 @@ private func handOverSameConnection(_ new: Int) {
                 session.slot.flags.setBits(Slot.Flags.tcpOnly | Slot.Flags.strangers)
             }
         }
-        index &+= 1
     }
 }
 
@@ -103,7 +100,9 @@ package func adoptListener(_ fd: Int32) {
     guard descriptorEntry(fd) == 0, privateState.pointee.enabled, isStreamOfTCP(fd), isListening(fd), !isForeignChild() else { return }
     let index = track(fd, kind: Slot.Kind.fresh, nonBlocking: false)
     // The backlog is not to be had; the kernel keeps its own, and the companion's bounds nothing.
-    if index != 0 { listenWithCompanion(fd, index, Int32(SOMAXCONN)) }
+    guard index != 0 else { return }
+    noteInheritedSendBuffer(fd, sessionOf(index))
+    listenWithCompanion(fd, index, Int32(SOMAXCONN))
 }
 
 func isStreamOfTCP(_ fd: Int32) -> Bool {

@@ -73,9 +73,7 @@ private func isForbidden() -> Bool { !privateState.pointee.ignoresFilters && isC
 private func startSwitch() -> Bool {
     let state = privateState
     let name: StaticString = "sockswitch"
-    // Beyond the limit of file sizes it would not fail, it would send SIGXFSZ.
-    var fileSize = rlimit()
-    guard ss_sys_prlimit(Int32(RLIMIT_FSIZE.rawValue), nil, &fileSize) == 0, fileSize.rlim_cur >= rlim_t(FamilyArena.bytes) else { return false }
+    guard !FamilyArena.exceedsFileSizeLimit else { return false }
     let created = ss_sys_memfd_create(
         UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self), ss_mfd_cloexec | ss_mfd_allow_sealing)
     if created < 0 { return false }

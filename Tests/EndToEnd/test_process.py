@@ -168,6 +168,20 @@ class Exec(ProcessCase):
     def test_keeps_the_connection_unswitched(self):
         self.with_phases(lambda server, client: server.do("exec plain") and None)
 
+    def test_keeps_what_the_send_buffer_was_set_to(self):
+        """Who chose it is held up by a reader that does not read, in the next image, too."""
+        server, client = self.pair()
+        client.do("choose_buffer 8192")
+        client.do("exec switched")
+        self.move(server, client)
+        client.tell("fill")
+        count = int(client.answer("filled").split()[1])
+        client.answer("done fill")
+        self.assertLess(count, 300_000)
+        server.do(f"receive {count}")
+        self.talk(client, server)
+        self.finish(client, server)
+
     def test_of_the_connecting_end(self):
         def act(server, client):
             client.do("exec plain")

@@ -195,15 +195,7 @@ extension SessionTests {
                     }
                     pair.a.shutDown(1)
                 }
-                let buffer = Buffer(3000)
-                var position = UInt64(0)
-                while true {
-                    let result = pair.b.receive(buffer.bytes, buffer.count)
-                    if result <= 0 { break }
-                    #expect(pattern.matches(buffer.bytes, at: position, count: result))
-                    position += UInt64(result)
-                }
-                #expect(position >= total)
+                #expect(readToTheEnd(pair.b, pattern, atMost: 3000) >= total)
                 join([sender])
             }
         }

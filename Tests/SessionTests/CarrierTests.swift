@@ -23,6 +23,19 @@ func hear(_ end: Endpoint, _ count: Int) -> String {
     return String(decoding: UnsafeRawBufferPointer(start: buffer.bytes, count: done), as: UTF8.self)
 }
 
+/// Receives at most `piece` bytes at a time until the stream ends; how many there were.
+func readToTheEnd(_ end: Endpoint, _ pattern: StreamPattern, atMost piece: Int) -> UInt64 {
+    let buffer = Buffer(piece)
+    var position = UInt64(0)
+    while true {
+        let result = end.receive(buffer.bytes, piece)
+        if result <= 0 { return position }
+        #expect(pattern.matches(buffer.bytes, at: position, count: result))
+        position += UInt64(result)
+        Watchdog.pat()
+    }
+}
+
 /// A pair with both directions on the companion, closed at the end, watched meanwhile.
 func withPair(
     _ provider: ProviderUnderTest, ringBytes: UInt32 = 0, onCompanion: Bool = true, _ body: (Pair) throws -> Void

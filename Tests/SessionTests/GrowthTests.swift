@@ -22,17 +22,7 @@ extension SessionTests {
             try withPair(provider, ringBytes: 4096) { pair in
                 #expect(pair.a.slot.sendRingSize == 4096)
                 let pattern = StreamPattern(9)
-                let reader = startThread {
-                    let buffer = Buffer(1 << 18)
-                    var position = UInt64(0)
-                    while true {
-                        let result = pair.b.receive(buffer.bytes, buffer.count)
-                        if result <= 0 { break }
-                        #expect(pattern.matches(buffer.bytes, at: position, count: result))
-                        position += UInt64(result)
-                        Watchdog.pat()
-                    }
-                }
+                let reader = startThread { _ = readToTheEnd(pair.b, pattern, atMost: 1 << 18) }
                 var position = UInt64(0)
                 while pair.a.slot.sendRingSize < Window.maximumRingBytes {
                     #expect(pair.a.send(pattern.bytes(at: position), 1 << 20) == 1 << 20)

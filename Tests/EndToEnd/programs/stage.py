@@ -80,6 +80,20 @@ class Stage:
     def do_send(self, count):
         self.send(int(count))
 
+    def do_choose_buffer(self, size):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, int(size))
+
+    def do_fill(self):
+        """Sends without waiting until nothing more is taken."""
+        before = self.sent
+        data = TO_SERVER if self.client else TO_CLIENT
+        try:
+            while True:
+                start = self.sent % PERIOD
+                self.sent += self.connection.send(data[start:start + 4096], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            say(f"filled {self.sent - before}")
+
     def do_receive(self, count):
         self.receive(int(count))
 
