@@ -395,7 +395,7 @@ package func switchFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -
     } else if command == F_SETFL, let index = socketIndex(fd) {
         setNonBlocking(sessionOf(index).slot, argument & Int(O_NONBLOCK) != 0)
     } else if command == F_SETFD, argument & 1 == 0, isForeignChild() {
-        handOverBeforeExec(fd)
+        handOverBeforeExec(fd, as: fd)
     }
     return result
 }
@@ -418,7 +418,7 @@ package func switchIOControl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMut
     if result == 0, request == 0x5421 /* FIONBIO */, let argument {
         setNonBlocking(session.slot, argument.loadUnaligned(as: Int32.self) != 0)
     }
-    if result == 0, request == 0x5450 /* FIONCLEX */, isForeignChild() { handOverBeforeExec(fd) }
+    if result == 0, request == 0x5450 /* FIONCLEX */, isForeignChild() { handOverBeforeExec(fd, as: fd) }
     return result
 }
 

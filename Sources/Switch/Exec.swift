@@ -20,13 +20,14 @@ package func switchBeforeExec(
 ) -> Bool {
     guard switchIsActive, let memory = privateState.pointee.arena else { return false }
     if isForeignChild() {
-        handOverInheritable { fd, index in handOver(fd, index, to: .stranger, mayReplace: true) }
+        handOverInheritable { fd, index in handOver(fd, index, to: .stranger, mayReplace: true, mayTake: { isStandardStream(fd) }) }
         return false
     }
     var inherited = SlotSet()
     var image = ImageIdentity()
     var isAsked = false
     var isKnown = false
+    var deadline: UInt64 = 0
     handOverInheritable { fd, index in
         inherited.insert(index)
         sessionOf(index).connection.pointee.departure = Departure.none
@@ -35,7 +36,7 @@ package func switchBeforeExec(
             isAsked = true
             if isKnown, leaveToNextImage(fd, index) { return }
         }
-        handOver(fd, index, to: .image, mayReplace: true)
+        handOver(fd, index, to: .image, mayReplace: true, mayTake: { isStandardStream(fd) || isSoonAlone(index, &deadline) })
     }
     switchBeforeExit(closes: false)
     // The others close with the image. This process, which lives on under its number, must not seem to hold them.
@@ -78,7 +79,7 @@ package func switchBeforeSpawn() {
 
 /// The program is going to pass `fd` to a child that execs (a dup2 in the file actions of posix_spawn).
 package func switchPassesToChild(_ fd: Int32) {
-    if let index = socketIndex(fd) { handOver(fd, index, to: .stranger, mayReplace: !isWaitedFor(index)) }
+    if let index = socketIndex(fd) { handOver(fd, index, to: .stranger, mayReplace: !isWaitedFor(index), mayTake: { true }) }
 }
 
 /// Whether an epoll set of this process, which knows sockets and not numbers, has it.
@@ -86,9 +87,25 @@ func isWaitedFor(_ index: Int) -> Bool { sessionOf(index).connection.pointee.fir
 
 /// A vfork child makes `fd` outlive its exec, by duplicating it or by taking close-on-exec off. Now, while it still has
 /// everything: before the exec it may close what the parent's epoll sets need.
-func handOverBeforeExec(_ fd: Int32) {
+func handOverBeforeExec(_ fd: Int32, as new: Int32) {
     guard let index = socketIndex(fd), isStill(fd, index) else { return }
-    handOver(fd, index, to: .stranger, mayReplace: true)
+    handOver(fd, index, to: .stranger, mayReplace: true, mayTake: { isStandardStream(new) })
+}
+
+/// The child's image is going to read it. At any other number a helper may have inherited it by mistake.
+private func isStandardStream(_ fd: Int32) -> Bool { UInt32(bitPattern: fd) <= 2 }
+
+/// Whether nobody else has the socket, or soon: super-servers fork, and close what is the child's. `deadline` of all that one call
+/// waits for: 0 at first.
+func isSoonAlone(_ index: Int, _ deadline: inout UInt64) -> Bool {
+    while !isAlone(sessionOf(index).slot) {
+        let now = ss_monotonic_ns()
+        if deadline == 0 { deadline = now &+ 50_000_000 }
+        if now >= deadline { return false }
+        var pause = timespec(tv_sec: 0, tv_nsec: 1_000_000)
+        _ = ss_sys_ppoll(nil, 0, &pause, nil)
+    }
+    return true
 }
 
 /// Names every tracked socket that the next image inherits to `handOver`.

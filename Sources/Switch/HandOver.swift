@@ -24,8 +24,9 @@ package enum HandOver {
 /// child, on its parent's tables.
 ///
 /// `mayReplace`: the user wants this very descriptor, so another connection in its place serves, if that is the only way to
-/// what a peer has left behind. A child that merely inherits it does not.
-package func handOver(_ fd: Int32, _ index: Int, to user: HandOver, mayReplace: Bool = false) {
+/// what a peer has left behind. A child that merely inherits it does not. `mayTake`: even if others who have the socket lose it
+/// thereby; see `leaveRemainder`.
+package func handOver(_ fd: Int32, _ index: Int, to user: HandOver, mayReplace: Bool = false, mayTake: () -> Bool = { false }) {
     let slot = sessionOf(index).slot
     let kind = slot.kind.load()
     guard kind == Slot.Kind.fresh || kind == Slot.Kind.connected || kind == Slot.Kind.accepted else { return }
@@ -33,7 +34,18 @@ package func handOver(_ fd: Int32, _ index: Int, to user: HandOver, mayReplace: 
     // On TCP for another reason: that one stays.
     if slot.flags.load() & Slot.Flags.tcpOnly != 0, !sessionOf(index).isDual { return }
     if switchHandOver(fd, user == .stdio ? .unsupportedOption : .handedOver) || !mayReplace { return }
-    if leaveRemainder(fd, index), user == .stranger, !isForeignChild() { trackOnTCP(fd, kind: kind) }
+    if leaveRemainder(fd, index, mayTake: mayTake) {
+        if user == .stranger, !isForeignChild() { trackOnTCP(fd, kind: kind) }
+    } else if isLost(fd, index) {
+        // No descriptors, no memory, no process: rather an error than a stream without its middle.
+        Session.reset(fd)
+    }
+}
+
+/// Whether there are bytes that nobody will read: the ring has them, and whoever does not go on with this session has the socket.
+private func isLost(_ fd: Int32, _ index: Int) -> Bool {
+    let session = sessionOf(index)
+    return session.isDual && !isForeignChild() && isAlone(session.slot) && !session.isReadUpToTCP && session.queuedBytes(fd) > 0
 }
 
 /// `new` is going to be a further descriptor of the socket behind `old`. As one of the three standard streams it is stdio's,

@@ -11,16 +11,21 @@ package func switchRingIsMade() {
     privateState.pointee.hasRing = true
     var fd: Int32 = 0
     while fd < Int32(bitPattern: highestDescriptor.load()) {
-        if let index = socketIndex(fd) { handOverToRing(fd, index) }
+        _ = keepOnKernel(fd, .ioUring)
         fd &+= 1
     }
 }
 
-/// What the ring reads it reads past the session, now. (An epoll set knows the socket, and would not know another in its place.)
-private func handOverToRing(_ fd: Int32, _ index: Int) {
+/// What is read past the session is read now, so another connection may take the socket's place, if nobody else has it. (An epoll set
+/// knows the socket, and would not know another.) False: not now, and data would be missed.
+private func keepOnKernel(_ fd: Int32, _ reason: Reason) -> Bool {
+    if switchHandOver(fd, reason) { return true }
+    var deadline: UInt64 = 0
+    guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), isSoonAlone(index, &deadline) else { return false }
     let kind = sessionOf(index).slot.kind.load()
-    if switchHandOver(fd, .ioUring) || isWaitedFor(index) { return }
-    if leaveRemainder(fd, index) { trackOnTCP(fd, kind: kind) }
+    guard leaveRemainder(fd, index, mayTake: { true }) else { return false }
+    trackOnTCP(fd, kind: kind)
+    return true
 }
 
 /// liburing is about to submit what `ring` (its `struct io_uring`, whose layout is part of its ABI) has: if that is anything but
@@ -113,7 +118,7 @@ func handOverAgain(_ fd: Int32, _ session: Session) {
 
 /// The program is about to use the descriptor by a call that reaches the kernel past the switch (fdopen, splice).
 /// False: not now, and data would be missed.
-package func switchKeepsOnTCP(_ fd: Int32) -> Bool { switchHandOver(fd, .unsupportedOption) }
+package func switchKeepsOnTCP(_ fd: Int32) -> Bool { keepOnKernel(fd, .unsupportedOption) }
 
 /// Lets the other end of a connection within this process do what a hand-over asks of it.
 private func serveOtherEnd(of slot: Slot) {

@@ -16,10 +16,13 @@ package var switchPassesDescriptors: Bool { switchIsActive }
 /// Before sendmsg: hands over the tracked sockets among the descriptors that the message passes, and those in epoll sets among
 /// them. Memory that the program has not is left to the kernel to refuse.
 package func switchWillSend(_ message: UnsafePointer<msghdr>) {
+    var deadline: UInt64 = 0
     ControlMessages(of: message).forEachDescriptor { fd in
         let entry = descriptorEntry(fd)
         switch entryKind(entry) {
-        case DescriptorKind.socket: handOver(fd, entryIndex(entry), to: .stranger, mayReplace: !isWaitedFor(entryIndex(entry)))
+        case DescriptorKind.socket:
+            let index = entryIndex(entry)
+            handOver(fd, index, to: .stranger, mayReplace: !isWaitedFor(index), mayTake: { isSoonAlone(index, &deadline) })
         case DescriptorKind.epollSet: readinessSetPassed(entryIndex(entry))
         default: break
         }

@@ -18,10 +18,10 @@ import StreamRing
 /// buffer may be larger, or, if there is no process or memory to be had, bytes may be missing).
 ///
 /// In a vfork child, which has descriptors of its own on its parent's tables, only `fd` is replaced. Whoever else has the socket
-/// (that parent, or the one of a forked child) still finds the bytes, too, unless they are relayed: which of them will read is not
-/// known.
+/// (that parent, or the one of a forked child) still finds the bytes, too: which of them will read is not known. Where they cannot be
+/// copied, since more may come, it is asked whether this process may take them: then nobody else has the stream any more.
 @inline(never)
-func leaveRemainder(_ fd: Int32, _ index: Int) -> Bool {
+func leaveRemainder(_ fd: Int32, _ index: Int, mayTake: () -> Bool) -> Bool {
     let session = sessionOf(index)
     guard session.isDual else { return false }
     if session.hasPeerClosed(fd) {
@@ -30,7 +30,7 @@ func leaveRemainder(_ fd: Int32, _ index: Int) -> Bool {
         if let buffer = mapPrivate(queued) {
             defer { _ = ss_sys_munmap(buffer, queued) }
             if session.receive(fd, buffer, queued, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT)) == queued,
-                let (made, writer) = connectionToItself(like: fd)
+                let (made, writer) = withMoreDescriptors({ connectionToItself(like: fd) })
             {
                 let isWhole = holds(writer, buffer, queued)
                 if isWhole { replaceAll(fd, by: made) } else { Session.reset(writer) }
@@ -40,7 +40,7 @@ func leaveRemainder(_ fd: Int32, _ index: Int) -> Bool {
             }
         }
     }
-    return leaveRelayed(fd, session)
+    return mayTake() && leaveRelayed(fd, session)
 }
 
 private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
@@ -50,14 +50,19 @@ private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
     let capacity = Int(Window.maximumRingBytes)
     guard let buffer = mapPrivate(capacity) else { return false }
     defer { _ = ss_sys_munmap(buffer, capacity) }
-    guard let (made, writer) = connectionToItself(like: fd) else { return false }
+    var socket = -1
+    let ends = withMoreDescriptors {
+        let ends = connectionToItself(like: fd)
+        if ends != nil { socket = ss_sys_fcntl(fd, F_DUPFD_CLOEXEC, 0) }
+        return ends
+    }
+    guard let (made, writer) = ends else { return false }
     defer {
         _ = ss_sys_close(made)
         _ = ss_sys_close(writer)
+        if socket >= 0 { _ = ss_sys_close(Int32(socket)) }
     }
-    let socket = Int32(truncatingIfNeeded: ss_sys_fcntl(fd, F_DUPFD_CLOEXEC, 0))
     guard socket >= 0 else { return false }
-    defer { _ = ss_sys_close(socket) }
     var count = 0
     var isOnTCP = false
     var received = 1
@@ -66,9 +71,9 @@ private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
         count += max(received, 0)
         isOnTCP = count > 0 && switchHandOver(fd, .handedOver)
     }
-    guard isOnTCP, ss_start_relay(socket, writer, buffer, count, capacity) != 0 else {
+    guard isOnTCP, ss_start_relay(Int32(socket), writer, buffer, count, capacity) != 0 else {
         // What has been read is lost: nobody shall take what follows for all.
-        if count > 0 { Session.reset(socket) }
+        if count > 0 { Session.reset(Int32(socket)) }
         return false
     }
     replaceAll(fd, by: made)
@@ -91,6 +96,16 @@ private func put(_ made: Int32, inPlaceOf fd: Int32, _ isForeign: Bool) {
     let flags: Int32 = ss_sys_fcntl(fd, F_GETFD, 0) & 1 == 0 ? 0 : O_CLOEXEC
     if !isForeign { dropEntry(fd) }
     _ = rawDuplicate(made, fd, flags)
+}
+
+/// With as many descriptors as the hard limit allows: the program may have used up its own.
+private func withMoreDescriptors<Result>(_ body: () -> Result) -> Result {
+    var before = rlimit()
+    guard ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), nil, &before) == 0, before.rlim_cur < before.rlim_max else { return body() }
+    var higher = rlimit(rlim_cur: before.rlim_max, rlim_max: before.rlim_max)
+    _ = ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), &higher, nil)
+    defer { _ = ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), &before, nil) }
+    return body()
 }
 
 /// A connection of this process with itself: an end with the file flags and options of `fd`, and the other end. nil: not to be had.

@@ -141,7 +141,7 @@ func shareEntry(of old: Int32, with new: Int32) {
     forgetStale(new)
     let entry = descriptorEntry(old)
     guard entry != 0, UInt32(bitPattern: new) < UInt32(SS_DESCRIPTORS) else { return }
-    if isForeignChild() { return handOverBeforeExec(old) }
+    if isForeignChild() { return handOverBeforeExec(old, as: new) }
     if entryKind(entry) == DescriptorKind.socket {
         sessionOf(entryIndex(entry)).descriptorCount.add(1)
         handOverToStdio(old, entryIndex(entry), as: new)
@@ -348,7 +348,7 @@ package func switchDuplicate(_ old: Int32, onto new: Int32, _ flags: Int32) -> I
     if entryKind(descriptorEntry(old)) == DescriptorKind.own { return -Int(EBADF) }
     if entryKind(descriptorEntry(new)) == DescriptorKind.own { return -Int(EBADF) }
     if isForeignChild() {
-        handOverBeforeExec(old)
+        handOverBeforeExec(old, as: new)
         return rawDuplicate(old, new, flags)
     }
     // Only when the call will succeed may the old meaning of `new` end.

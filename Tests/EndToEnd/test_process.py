@@ -527,6 +527,16 @@ class Left(ProcessCase):
         self.check("pass", "exit", count=200000)
         self.check("exec-plain", "exit", count=900000)
 
+    def test_after_helpers_have_inherited_it(self):
+        """A command that a program runs meanwhile takes nothing away from it, though it has the descriptor, too."""
+        self.check("helpers", "exit", "half", "image")
+
+    def test_with_all_descriptors_in_use(self):
+        self.check("full", "exit", "half", "image")
+
+    def test_by_splice(self):
+        self.check("splice", "exit", "half", "image")
+
     def test_by_one_who_still_reads(self):
         for how in ("exec", "exec-plain", "fork", "run-plain", "pass"):
             self.check(how, "half", "image", count=30000)

@@ -3,11 +3,13 @@
     left.py HOW ENDS [BYTES]
 
 HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, spawn
-(posix_spawn), pass (SCM_RIGHTS), pass-plain. How the peer ENDS: exit, close, killed; or half (its sending half only, and
+(posix_spawn), pass (SCM_RIGHTS), pass-plain; by exec after two helpers have inherited it by mistake (helpers), or with no
+descriptor left that is not in use (full); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or half (its sending half only, and
 prints what it is answered), image (it becomes another program, which says more and goes on like half). Prints what was read
 and expected."""
 import hashlib
 import os
+import resource
 import signal
 import socket
 import struct
@@ -60,6 +62,23 @@ def peer(listener, last, ends):
     os._exit(0)
 
 
+def fill_descriptors():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    try:
+        while True:
+            os.open("/dev/null", os.O_RDONLY)  # close-on-exec, as all of Python's
+    except OSError:
+        pass
+
+
+def splice_all(connection):
+    outlet, inlet = os.pipe()
+    data = b""
+    while count := os.splice(connection.fileno(), inlet, 60000):
+        data += os.read(outlet, count)
+    print("read", len(data), hashlib.sha256(data).hexdigest(), flush=True)
+
+
 def main():
     how, ends, count = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 30000
     last = hashlib.shake_256(b"left").digest(count)
@@ -94,7 +113,22 @@ def main():
     plain = {key: value for key, value in os.environ.items() if not key.startswith("LD_PRELOAD")}
     reader = [sys.executable, "-c", READER, "answers" if answers else "reads"]
     environment = plain if how.endswith("-plain") else dict(os.environ)
-    if how.startswith("pass"):
+    if how == "helpers":
+        os.set_inheritable(connection.fileno(), True)
+        if os.fork() == 0:
+            os.execv("/bin/true", ["true"])
+        os.wait()
+        subprocess.run(["/bin/true"], close_fds=False, check=True)  # vfork
+    if how == "full":
+        os.dup2(connection.fileno(), 0)
+        fill_descriptors()
+        os.execve(reader[0], reader, environment)
+    if how == "splice":
+        splice_all(connection)
+        if answers:
+            connection.sendall(b"reply")
+        connection.close()
+    elif how.startswith("pass"):
         ours, theirs = socket.socketpair(socket.AF_UNIX)
         taker = ("import array,os,socket,sys\nunix=socket.socket(fileno=0)\n"
                  "fd=array.array('i',socket.recv_fds(unix,10,1)[1])[0]\nos.dup2(fd,0)\nos.execv(sys.executable,[sys.executable,'-c',*sys.argv[1:]])")
