@@ -66,6 +66,12 @@ extension Session {
         return receivesOnTCP && sendsOnTCP && local.cutCount.load() == slot.receiveCuts.load() && !hasBacklog
     }
 
+    /// After a hand-over that was refused: bytes lie unread in the ring that the peer will not send over TCP. (One that has not
+    /// decided yet may.)
+    package func hasStrandedBytes(_ fd: Int32) -> Bool {
+        !isReadUpToTCP && slot.invitation.load() != Invitation.rewindUndecided && queuedBytes(fd) > 0
+    }
+
     /// The peer has closed its side, or is gone: nothing comes any more but what is there, and nobody reads what is sent. Neither
     /// half of this side is shut. Waits a moment for what the peer's kernel has not sent yet, for want of room in ours.
     package func hasPeerClosed(_ fd: Int32) -> Bool {

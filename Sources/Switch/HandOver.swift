@@ -45,7 +45,7 @@ package func handOver(_ fd: Int32, _ index: Int, to user: HandOver, mayReplace: 
 /// Whether there are bytes that nobody will read: the ring has them, and whoever does not go on with this session has the socket.
 private func isLost(_ fd: Int32, _ index: Int) -> Bool {
     let session = sessionOf(index)
-    return session.isDual && !isForeignChild() && isAlone(session.slot) && !session.isReadUpToTCP && session.queuedBytes(fd) > 0
+    return session.isDual && !isForeignChild() && isAlone(session.slot) && session.hasStrandedBytes(fd)
 }
 
 /// `new` is going to be a further descriptor of the socket behind `old`. As one of the three standard streams it is stdio's,
