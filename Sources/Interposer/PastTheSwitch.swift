@@ -7,15 +7,15 @@ import CSocketSwitch
 /// Whether the kernel alone has the socket's stream from now on. (False: bytes that only the companion has are unread, and
 /// nobody is there to send them again.)
 @inline(never)
-func keepOnTCP(_ fd: Int32) -> Bool { switchKeepsOnTCP(fd) }
+func keepOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { switchKeepsOnTCP(fd, reads: reads) }
 
 @inline(__always)
-private func isOnTCP(_ fd: Int32) -> Bool { descriptorEntry(fd) == 0 || keepOnTCP(fd) }
+private func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry(fd) == 0 || keepOnTCP(fd, reads: reads) }
 
 // MARK: stdio
 
 @c(fdopen) public func interposedFdopen(_ fd: Int32, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
-    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd) }
+    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd, reads: true) }
     return ss_real.fdopen(fd, mode)
 }
 
@@ -46,7 +46,7 @@ func trackedSplice(
     _ outputOffset: UnsafeMutablePointer<Int64>?, _ count: Int, _ flags: UInt32
 ) -> Int {
     // Of nothing the kernel asks nothing: the call does nothing on any descriptor.
-    if count == 0 || isOnTCP(input) && isOnTCP(output) {
+    if count == 0 || isOnTCP(input, reads: true) && isOnTCP(output) {
         return ss_real.splice(input, inputOffset, output, outputOffset, count, flags)
     }
     return answer(0 &- Int(EINVAL))
@@ -55,7 +55,7 @@ func trackedSplice(
 // MARK: Asynchronous I/O of POSIX, which threads of libc carry out
 
 @c(aio_read) public func interposedAioRead(_ request: UnsafeMutableRawPointer?) -> Int32 {
-    isOnTCP(ss_descriptor_of_aio(request)) ? ss_real.aio_read(request) : answer32(0 &- Int(EAGAIN))
+    isOnTCP(ss_descriptor_of_aio(request), reads: true) ? ss_real.aio_read(request) : answer32(0 &- Int(EAGAIN))
 }
 
 @c(aio_write) public func interposedAioWrite(_ request: UnsafeMutableRawPointer?) -> Int32 {

@@ -92,16 +92,18 @@ func sendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>?, _ flags: Int32)
 @c(sendfile) public func interposedSendfile(
     _ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int
 ) -> Int {
-    descriptorEntry(out) == 0 ? ss_real.sendfile(out, input, offset, count) : trackedSendFile(out, input, offset, count)
+    descriptorEntry(out) | descriptorEntry(input) == 0 ? ss_real.sendfile(out, input, offset, count) : trackedSendFile(out, input, offset, count)
 }
 
 @c(sendfile64) public func interposedSendfile64(
     _ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int
 ) -> Int {
-    descriptorEntry(out) == 0 ? ss_real.sendfile64(out, input, offset, count) : trackedSendFile(out, input, offset, count)
+    descriptorEntry(out) | descriptorEntry(input) == 0 ? ss_real.sendfile64(out, input, offset, count) : trackedSendFile(out, input, offset, count)
 }
 
 @inline(never)
 func trackedSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
-    answer(switchSendFile(out, input, offset, count))
+    // Into a pipe the kernel moves a socket's bytes, too; EINVAL as in trackedSplice.
+    if descriptorEntry(out) == 0, count != 0, !keepOnTCP(input, reads: true) { return answer(0 &- Int(EINVAL)) }
+    return answer(switchSendFile(out, input, offset, count))
 }

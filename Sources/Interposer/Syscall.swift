@@ -33,11 +33,11 @@ private struct SystemCallArguments {
             SYS_execveat, SYS_clone, SYS_clone3, SYS_seccomp, SYS_prctl, SYS_pidfd_getfd, SYS_sendmsg, SYS_sendmmsg, SYS_recvmsg,
             SYS_recvmmsg:
             return true
-        case SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_recvfrom, SYS_sendto, SYS_preadv2, SYS_pwritev2, SYS_sendfile, SYS_bind,
+        case SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_recvfrom, SYS_sendto, SYS_preadv2, SYS_pwritev2, SYS_bind,
             SYS_listen, SYS_connect, SYS_shutdown,
             SYS_getsockopt, SYS_setsockopt, SYS_close, SYS_dup, SYS_fcntl, SYS_ioctl, SYS_epoll_pwait, SYS_epoll_pwait2:
             return descriptorEntry(fd) != 0
-        case SYS_dup3: return descriptorEntry(fd) | descriptorEntry(second) != 0
+        case SYS_dup3, SYS_sendfile: return descriptorEntry(fd) | descriptorEntry(second) != 0
         case SYS_epoll_ctl, SYS_splice: return descriptorEntry(fd) | descriptorEntry(third) != 0
         case SYS_ppoll: return containsTracked(typed(a, pollfd.self), UInt(bitPattern: b))
         case SYS_pselect6: return containsTracked(fd, pointer(b), pointer(c), pointer(d))

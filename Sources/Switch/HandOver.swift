@@ -34,9 +34,14 @@ package func handOver(_ fd: Int32, _ index: Int, to user: HandOver, mayReplace: 
     // On TCP for another reason: that one stays.
     if slot.flags.load() & Slot.Flags.tcpOnly != 0, !sessionOf(index).isDual { return }
     if switchHandOver(fd, user == .stdio ? .unsupportedOption : .handedOver) || !mayReplace { return }
-    if leaveRemainder(fd, index, mayTake: mayTake) {
+    var isMine = false
+    let isLeft = leaveRemainder(fd, index) {
+        isMine = mayTake()
+        return isMine
+    }
+    if isLeft {
         if user == .stranger, !isForeignChild() { trackOnTCP(fd, kind: kind) }
-    } else if isLost(fd, index) {
+    } else if isMine, isLost(fd, index) {
         // No descriptors, no memory, no process: rather an error than a stream without its middle.
         Session.reset(fd)
     }

@@ -10,17 +10,17 @@ package func switchRingIsMade() {
     if privateState.pointee.hasRing { return }
     privateState.pointee.hasRing = true
     var fd: Int32 = 0
+    var deadline: UInt64 = 0
     while fd < Int32(bitPattern: highestDescriptor.load()) {
-        _ = keepOnKernel(fd, .ioUring)
+        _ = readsOnTCP(fd, .ioUring, &deadline)
         fd &+= 1
     }
 }
 
 /// What is read past the session is read now, so another connection may take the socket's place, if nobody else has it. (An epoll set
 /// knows the socket, and would not know another.) False: not now, and data would be missed.
-private func keepOnKernel(_ fd: Int32, _ reason: Reason) -> Bool {
+private func readsOnTCP(_ fd: Int32, _ reason: Reason, _ deadline: inout UInt64) -> Bool {
     if switchHandOver(fd, reason) { return true }
-    var deadline: UInt64 = 0
     guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), isSoonAlone(index, &deadline) else { return false }
     let kind = sessionOf(index).slot.kind.load()
     guard leaveRemainder(fd, index, mayTake: { true }) else { return false }
@@ -117,8 +117,11 @@ func handOverAgain(_ fd: Int32, _ session: Session) {
 }
 
 /// The program is about to use the descriptor by a call that reaches the kernel past the switch (fdopen, splice).
-/// False: not now, and data would be missed.
-package func switchKeepsOnTCP(_ fd: Int32) -> Bool { keepOnKernel(fd, .unsupportedOption) }
+/// False: not now, and data would be missed by one who `reads`.
+package func switchKeepsOnTCP(_ fd: Int32, reads: Bool = false) -> Bool {
+    var deadline: UInt64 = 0
+    return reads ? readsOnTCP(fd, .unsupportedOption, &deadline) : switchHandOver(fd, .unsupportedOption)
+}
 
 /// Lets the other end of a connection within this process do what a hand-over asks of it.
 private func serveOtherEnd(of slot: Slot) {

@@ -24,6 +24,9 @@ import StreamRing
 func leaveRemainder(_ fd: Int32, _ index: Int, mayTake: () -> Bool) -> Bool {
     let session = sessionOf(index)
     guard session.isDual else { return false }
+    // No handler of the program's shall leave it half done.
+    ss_enter_section()
+    defer { ss_leave_section() }
     if session.hasPeerClosed(fd) {
         let queued = session.queuedBytes(fd)
         guard queued > 0 else { return false }
@@ -34,20 +37,21 @@ func leaveRemainder(_ fd: Int32, _ index: Int, mayTake: () -> Bool) -> Bool {
             {
                 let isWhole = holds(writer, buffer, queued)
                 if isWhole { replaceAll(fd, by: made) } else { Session.reset(writer) }
+                // By name: another thread's fork may have given a child this descriptor.
+                _ = ss_sys_shutdown(writer, Int32(SHUT_WR))
                 _ = ss_sys_close(writer)
                 _ = ss_sys_close(made)
                 if isWhole { return true }
             }
         }
     }
-    return mayTake() && leaveRelayed(fd, session)
+    // What this side still has to send would be lost with the session.
+    return !session.hasBacklog && mayTake() && leaveRelayed(fd, session)
 }
 
 private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
-    // What this side still has to send would be lost with the session.
-    guard !session.hasBacklog else { return false }
-    // Room for the whole ring.
-    let capacity = Int(Window.maximumRingBytes)
+    // Room for the whole ring, and for what TCP's buffers may hold before it.
+    let capacity = Int(Window.maximumRingBytes) + (1 << 24)
     guard let buffer = mapPrivate(capacity) else { return false }
     defer { _ = ss_sys_munmap(buffer, capacity) }
     var socket = -1
@@ -63,15 +67,28 @@ private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
         if socket >= 0 { _ = ss_sys_close(Int32(socket)) }
     }
     guard socket >= 0 else { return false }
+    let isShared = isForeignChild() || !isAlone(session.slot)
+    let deadline = ss_monotonic_ns() &+ relayPatienceNanoseconds
     var count = 0
     var isOnTCP = false
-    var received = 1
-    while !isOnTCP, received > 0, count < capacity {
-        received = session.receive(fd, buffer + count, capacity - count, Int32(MSG_DONTWAIT))
-        count += max(received, 0)
-        isOnTCP = count > 0 && switchHandOver(fd, .handedOver)
+    while !isOnTCP, count < capacity {
+        let received = session.receive(fd, buffer + count, capacity - count, Int32(MSG_DONTWAIT))
+        if received == -Int(EAGAIN), ss_monotonic_ns() < deadline {
+            // The peer's kernel has not sent yet what comes before the ring.
+            var entry = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+            var pause = timespec(tv_sec: 0, tv_nsec: 10_000_000)
+            _ = ss_sys_ppoll(&entry, 1, &pause, nil)
+            isOnTCP = switchHandOver(fd, .handedOver)  // if it was undecided
+            continue
+        }
+        if received <= 0 { break }
+        count += received
+        isOnTCP = switchHandOver(fd, .handedOver)
     }
-    guard isOnTCP, ss_start_relay(Int32(socket), writer, buffer, count, capacity) != 0 else {
+    if isOnTCP, count == 0 { return false }
+    // The first of it is there at once.
+    let sent = isOnTCP ? max(0, ss_sys_sendto(writer, buffer, count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL))) : 0
+    guard isOnTCP, ss_start_relay(Int32(socket), writer, buffer, sent, count, Int(Window.maximumRingBytes), isShared ? 1 : 0) != 0 else {
         // What has been read is lost: nobody shall take what follows for all.
         if count > 0 { Session.reset(Int32(socket)) }
         return false
@@ -79,6 +96,8 @@ private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
     replaceAll(fd, by: made)
     return true
 }
+
+private let relayPatienceNanoseconds: UInt64 = 200_000_000
 
 private func replaceAll(_ fd: Int32, by made: Int32) {
     let isForeign = isForeignChild()
@@ -95,7 +114,10 @@ private func replaceAll(_ fd: Int32, by made: Int32) {
 private func put(_ made: Int32, inPlaceOf fd: Int32, _ isForeign: Bool) {
     let flags: Int32 = ss_sys_fcntl(fd, F_GETFD, 0) & 1 == 0 ? 0 : O_CLOEXEC
     if !isForeign { dropEntry(fd) }
-    _ = rawDuplicate(made, fd, flags)
+    // EBUSY: another thread's open is about to return this number. (Beyond the program's limit the kernel sees no descriptor.)
+    var result = 0
+    repeat { result = withMoreDescriptors { rawDuplicate(made, fd, flags) } } while result == -Int(EBUSY)
+    if result < 0 { Session.reset(fd) }
 }
 
 /// With as many descriptors as the hard limit allows: the program may have used up its own.
@@ -116,10 +138,16 @@ private func connectionToItself(like fd: Int32) -> (made: Int32, writer: Int32)?
         let address = UnsafeMutableRawPointer(pointer)
         guard ss_sys_getsockname(fd, address, &length) == 0 else { return nil }
         let family = Int32(address.load(as: UInt16.self))
+        // IPv4 on a socket of IPv6: the host may have no other.
+        let mapped = UInt32(0xFFFF).bigEndian
+        let isMapped = address.load(fromByteOffset: 8, as: UInt64.self) == 0 && address.load(fromByteOffset: 16, as: UInt32.self) == mapped
         // Loopback with a port of the kernel's choice, in the family that the program knows its socket to be of.
         memset(address + 2, 0, 26)
         if family == AF_INET {
             address.storeBytes(of: UInt32(0x7F00_0001).bigEndian, toByteOffset: 4, as: UInt32.self)
+        } else if isMapped {
+            address.storeBytes(of: mapped, toByteOffset: 16, as: UInt32.self)
+            address.storeBytes(of: UInt32(0x7F00_0001).bigEndian, toByteOffset: 20, as: UInt32.self)
         } else {
             address.storeBytes(of: 1, toByteOffset: 23, as: UInt8.self)
         }
@@ -138,6 +166,8 @@ private func connectionToItself(like fd: Int32) -> (made: Int32, writer: Int32)?
             return nil
         }
         copySettings(from: fd, to: Int32(made))
+        var on: Int32 = 1
+        _ = ss_sys_setsockopt(writer, Int32(IPPROTO_TCP), TCP_NODELAY, &on, 4)
         return (Int32(made), writer)
     }
 }

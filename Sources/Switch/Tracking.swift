@@ -141,7 +141,14 @@ func shareEntry(of old: Int32, with new: Int32) {
     forgetStale(new)
     let entry = descriptorEntry(old)
     guard entry != 0, UInt32(bitPattern: new) < UInt32(SS_DESCRIPTORS) else { return }
-    if isForeignChild() { return handOverBeforeExec(old, as: new) }
+    if isForeignChild() {
+        handOverBeforeExec(old, as: new)
+        // Another connection may have taken the place of `old`.
+        if entryKind(entry) == DescriptorKind.socket, !isStill(old, entryIndex(entry)) {
+            _ = rawDuplicate(old, new, ss_sys_fcntl(new, F_GETFD, 0) & 1 == 0 ? 0 : O_CLOEXEC)
+        }
+        return
+    }
     if entryKind(entry) == DescriptorKind.socket {
         sessionOf(entryIndex(entry)).descriptorCount.add(1)
         handOverToStdio(old, entryIndex(entry), as: new)

@@ -268,7 +268,7 @@ class Exec(ProcessCase):
         return server, client
 
     def test_moves_again_after_every_exec_of_the_family(self):
-        for how in ("path", "fexecve", "script"):
+        for how in ("execl", "execle", "execlp", "execvp", "execvpe", "execveat", "fexecve", "script"):
             with self.subTest(how=how):
                 server, client = self.pair_after(f"exec_by {how}")
                 self.move_again(server, client)
@@ -534,6 +534,10 @@ class Left(ProcessCase):
     def test_with_all_descriptors_in_use(self):
         self.check("full", "exit", "half", "image")
 
+    def test_by_a_filter(self):
+        """The command ends, and the connection does not."""
+        self.check("filter", "half", "image")
+
     def test_by_splice(self):
         self.check("splice", "exit", "half", "image")
 
@@ -575,6 +579,7 @@ class Children(ProcessCase):
 
     def test_posix_spawn(self):
         self.check_child("posix_spawn")
+        self.check_child("posix_spawnp")
 
     def test_system(self):
         self.check_child("system")

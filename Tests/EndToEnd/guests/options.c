@@ -1,7 +1,10 @@
 // Flags, options, ends and interruptions: what each call returns, and what it leaves behind.
 #include "carriers.h"
+#include <linux/filter.h>
+#include <linux/net_tstamp.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
+#include <sys/resource.h>
 
 static char got[1 << 20];
 
@@ -409,6 +412,104 @@ static void kernel_options(void) {
     }
 }
 
+// More of them, each set in the middle of a stream.
+static void kernel_filters(void) {
+    struct sock_filter all = BPF_STMT(BPF_RET | BPF_K, 0xffffffff);
+    struct sock_fprog program = {1, &all};
+    for (int way = 0; way < 5; way++) {
+        struct ends e = make_ends();
+        say("way %d\n", way);
+        SHOW(write(e.client, "before ", 7));
+        await_bytes(e.server, 7);
+        if (way == 0) SHOW(setsockopt(e.server, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program));
+        if (way == 1) SHOW(setsockopt(e.server, SOL_SOCKET, SO_ATTACH_BPF, &(int){-1}, sizeof(int)));
+        if (way == 2) SHOW(setsockopt(e.server, SOL_SOCKET, SO_TIMESTAMPNS, &(int){1}, sizeof(int)));
+        if (way == 3) SHOW(setsockopt(e.server, SOL_SOCKET, SO_TIMESTAMPING, &(int){SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE}, sizeof(int)));
+        if (way == 4) {
+            SHOW(setsockopt(e.server, IPPROTO_TCP, TCP_REPAIR, &(int){7}, sizeof(int)));
+            SHOW(setsockopt(e.server, IPPROTO_TCP, TCP_REPAIR, &(int){1}, sizeof(int)) == 0 || errno == EPERM);
+            SHOW(setsockopt(e.server, IPPROTO_TCP, TCP_REPAIR, &(int){-1}, sizeof(int)) == 0 || errno == EPERM);
+        }
+        expect(e.server, "before ");
+        SHOW(write(e.client, "after", 5));
+        await_bytes(e.server, 5);
+        char control[256];
+        struct msghdr message = {.msg_iov = &(struct iovec){got, 64}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        // (Whether a time comes with it depends on how long any socket of the host has wanted times.)
+        SHOW(recvmsg(e.server, &message, 0));
+        SHOW(write(e.server, "back", 4));
+        expect(e.client, "back");
+        close_ends(e);
+    }
+}
+
+static void on_alarm(int signal) {}
+
+// What begins a connection, and who owns one.
+static void beginnings(void) {
+    struct sockaddr_in address;
+    int listener = make_listener(&address), client = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(setsockopt(listener, IPPROTO_TCP, TCP_FASTOPEN, &(int){5}, sizeof(int)));
+    SHOW(setsockopt(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, &(int){1}, sizeof(int)));
+    SHOW(sendto(client, "first", 5, MSG_FASTOPEN, (void *)&address, sizeof address));
+    int server = accept(listener, NULL, NULL);
+    expect(server, "first");
+    SHOW(write(server, "back", 4));
+    expect(client, "back");
+    close_ends((struct ends){client, server});
+    sigaction(SIGALRM, &(struct sigaction){.sa_handler = on_alarm}, NULL);
+    setitimer(ITIMER_REAL, &(struct itimerval){{0, 20000}, {0, 20000}}, NULL);
+    SHOW(accept(listener, NULL, NULL));
+    SHOW(accept4(listener, NULL, NULL, SOCK_CLOEXEC));
+    sigaction(SIGALRM, &(struct sigaction){.sa_handler = on_alarm, .sa_flags = SA_RESTART}, NULL);
+    client = socket(AF_INET, SOCK_STREAM, 0);
+    pid_t child = fork();
+    if (!child) {
+        usleep(100000);
+        _exit(connect(client, (void *)&address, sizeof address) < 0 || write(client, "x", 1) != 1);
+    }
+    server = accept(listener, NULL, NULL);
+    setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
+    SHOW(server > 0);
+    int status = 1;
+    while (waitpid(child, &status, 0) < 0) {}
+    SHOW(status);
+    SHOW(ioctl(server, SIOCSPGRP, &(int){getpid()}));
+    int owner = 0;
+    SHOW(ioctl(server, SIOCGPGRP, &owner));
+    SHOW(owner == getpid());
+    SHOW(fcntl(server, F_GETOWN) == getpid());
+    SHOW(ioctl(server, SIOCSPGRP, &(int){1 << 30}));
+    expect(server, "x");
+    close_ends((struct ends){client, server});
+    close(listener);
+}
+
+// A list that is longer than an fd_set, and than most programs' limit of descriptors.
+static void long_lists(void) {
+    struct ends e = make_ends();
+    struct rlimit before, higher;
+    getrlimit(RLIMIT_NOFILE, &before);
+    higher = before;
+    higher.rlim_cur = before.rlim_max < 5000 ? before.rlim_max : 5000;
+    setrlimit(RLIMIT_NOFILE, &higher);
+    static struct pollfd list[3000];
+    for (int i = 0; i < 3000; i++) list[i] = (struct pollfd){i % 3 == 0 ? e.server : i % 3 == 1 ? e.client : -1, i % 3 == 1 ? POLLOUT : POLLIN, 0};
+    SHOW(poll(list, 3000, 0));
+    SHOW(write(e.client, "x", 1));
+    await(e.server, POLLIN);
+    SHOW(poll(list, 3000, 1000));
+    SHOW(list[2997].revents);
+    SHOW(list[2998].revents);
+    SHOW(list[2999].revents);
+    expect(e.server, "x");
+    for (int i = 1; i < 3000; i += 3) list[i].fd = -1;
+    SHOW(poll(list, 3000, 20));
+    SHOW(poll(list, 6000, 0));
+    setrlimit(RLIMIT_NOFILE, &before);
+    close_ends(e);
+}
+
 // A signal every so often, until the call that it is to interrupt has returned: one alone could come before the call.
 static void tick(int milliseconds) {
     setitimer(ITIMER_REAL, &(struct itimerval){{0, milliseconds * 1000}, {0, milliseconds * 1000}}, NULL);
@@ -653,6 +754,9 @@ int main(int count, char **arguments) {
     CASE(connected_already);
     CASE(values);
     CASE(kernel_options);
+    CASE(kernel_filters);
+    CASE(beginnings);
+    CASE(long_lists);
     CASE(interruptions);
     CASE(cancellation);
     CASE(queues);

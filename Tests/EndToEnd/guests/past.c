@@ -78,7 +78,7 @@ static void files(void) {
     char got[16] = "";
     int pipes[2], file = open("/proc/self/exe", O_RDONLY);
     off_t offset = 0;
-    pipe(pipes);
+    pipe2(pipes, O_NONBLOCK);
     SHOW(write(e.client, "0123456789", 10));
     SHOW(sendfile(f.client, e.server, NULL, 5));
     SHOW(sendfile(f.client, e.server, &offset, 5));
@@ -88,9 +88,9 @@ static void files(void) {
     SHOW(tee(e.server, pipes[1], 5, 0));
     SHOW(tee(pipes[0], f.client, 5, 0));
     SHOW(vmsplice(e.client, &(struct iovec){"x", 1}, 1, 0));
-    SHOW(splice(e.server, NULL, pipes[1], NULL, 5, 0));
+    SHOW(splice(e.server, NULL, pipes[1], NULL, 5, SPLICE_F_NONBLOCK));
     SHOW(read(pipes[0], got, 16));
-    SHOW(recv(e.server, got, 16, 0));
+    SHOW(recv(e.server, got, 16, MSG_DONTWAIT));
     SHOW(write(pipes[1], "spliced", 7));
     SHOW(write(f.client, "before ", 7));
     SHOW(splice(pipes[0], NULL, f.client, NULL, 7, 0));

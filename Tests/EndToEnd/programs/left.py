@@ -2,11 +2,11 @@
 
     left.py HOW ENDS [BYTES]
 
-HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, spawn
-(posix_spawn), pass (SCM_RIGHTS), pass-plain; by exec after two helpers have inherited it by mistake (helpers), or with no
-descriptor left that is not in use (full); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or half (its sending half only, and
-prints what it is answered), image (it becomes another program, which says more and goes on like half). Prints what was read
-and expected."""
+HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, filter (run, but what is said at last this program says), spawn (posix_spawn),
+pass (SCM_RIGHTS), pass-plain; by exec after two helpers have inherited it by mistake (helpers), or with no descriptor left
+that is not in use (full); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or half
+(its sending half only, and prints what it is answered), image (it becomes another program, which says more and goes on like
+half). Prints what was read and expected."""
 import hashlib
 import os
 import resource
@@ -136,6 +136,10 @@ def main():
         socket.send_fds(ours, [b"x"], [connection.fileno()])
         connection.close()
         assert child.wait(20) == 0
+    elif how == "filter":
+        subprocess.run([*reader[:-1], "reads"], stdin=connection, env=environment, check=True)
+        connection.sendall(b"reply")
+        connection.close()
     elif how.startswith("run"):
         subprocess.run(reader, stdin=connection, env=environment, check=True)
     elif how == "spawn":

@@ -260,10 +260,24 @@ class Stage:
         fd = self.connection.fileno()
         os.set_inheritable(fd, True)
         arguments, environment = self.arguments(fd), self.environment("switched")
-        if how == "path":
-            os.environ["PATH"] = "/nonexistent:" + os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
-            encoded = [os.path.basename(sys.executable).encode(), *(word.encode() for word in arguments[1:]), None]
-            ctypes.CDLL(None).execvp(encoded[0], (ctypes.c_char_p * len(encoded))(*encoded))
+        os.environ["PATH"] = "/nonexistent:" + os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
+        libc, path, name = ctypes.CDLL(None), sys.executable.encode(), os.path.basename(sys.executable).encode()
+        words = [ctypes.c_char_p(word) for word in (name, *(word.encode() for word in arguments[1:]), None)]
+        vector = (ctypes.c_char_p * len(words))(*words)
+        variables = [f"{key}={value}".encode() for key, value in environment.items()] + [None]
+        variables = (ctypes.c_char_p * len(variables))(*variables)
+        if how == "execl":
+            libc.execl(path, *words)
+        elif how == "execle":
+            libc.execle(path, *words, variables)
+        elif how == "execlp":
+            libc.execlp(name, *words)
+        elif how == "execvp":
+            libc.execvp(name, vector)
+        elif how == "execvpe":
+            libc.execvpe(name, vector, variables)
+        elif how == "execveat":
+            libc.execveat(-100, path, vector, variables, 0)  # AT_FDCWD
         elif how == "fexecve":
             os.execve(os.open(sys.executable, os.O_RDONLY), arguments, environment)
         elif how == "script":
@@ -425,6 +439,9 @@ class Stage:
             subprocess.run(["sh", "-c", command], stdin=self.connection, check=True)
         elif how == "posix_spawn":
             child = os.posix_spawn("/bin/sh", ["sh", "-c", command], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, fd, 0)])
+            os.waitpid(child, 0)
+        elif how == "posix_spawnp":
+            child = os.posix_spawnp("sh", ["sh", "-c", command], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, fd, 0)])
             os.waitpid(child, 0)
         elif how == "system":
             os.set_inheritable(fd, True)
