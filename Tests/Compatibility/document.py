@@ -132,16 +132,38 @@ def without_version(cells, names):
     return [name, *cells[1:5], cells[6]]
 
 
-def known_tests(root):
-    """Every word of every file with tests: enough to notice a test that has been renamed."""
-    words = set(os.listdir(os.path.join(root, "Tests")))
-    for directory, _, files in os.walk(os.path.join(root, "Tests")):
-        for name in files:
-            if name.endswith((".py", ".swift", ".c")):
-                words.update(os.path.splitext(name)[0].split("_"))
-                with open(os.path.join(directory, name), encoding="utf-8") as file:
-                    words.update(re.findall(r"\w+", file.read()))
+def words_of_tests(root):
+    """Every word of the files with tests, by the directory in Tests that has them: enough to notice a test that has been renamed,
+    and a call that none of them makes."""
+    words = {}
+    for top in os.listdir(os.path.join(root, "Tests")):
+        found = words.setdefault(top, {top})
+        for directory, _, files in os.walk(os.path.join(root, "Tests", top)):
+            for name in files:
+                if name.endswith((".py", ".swift", ".c")):
+                    found.update(os.path.splitext(name)[0].split("_"))
+                    with open(os.path.join(directory, name), encoding="utf-8") as file:
+                        found.update(re.findall(r"\w+", file.read()))
     return words
+
+
+def plain_names(name):
+    """What a program that calls `name` may have written: `__pread64_chk` is pread in another translation."""
+    plain = name.lstrip("_").removesuffix("_chk").removesuffix("_unlocked").removesuffix("_r")
+    return {name, plain, plain.replace("64", "")}
+
+
+def complaint_about(call, names, words):
+    """What is wrong with the proof of a row; None: nothing."""
+    if call.proof.startswith("("):
+        other = re.fullmatch(r"\(as (\w+)\)", call.proof)
+        return f"as {other[1]}, which has no row" if other and other[1] not in names else None
+    where = words.get(call.proof.split()[0], set())
+    if not set(re.findall(r"\w+", call.proof)) <= where:
+        return f"no such test: {call.proof}"
+    if re.fullmatch(r"\w+", call.name) and not plain_names(call.name) & where:
+        return f"is named nowhere in the tests of {call.proof}"
+    return None
 
 
 def check(root, programs, with_calls):
@@ -161,16 +183,16 @@ def check(root, programs, with_calls):
     wanted = [program_cells(row) for program in programs for row in rows_of(program)]
     found = [without_version(cells, [program.program for program in programs]) for cells in rows_in(text, PROGRAM_HEADING)]
     compare("program", wanted, found)
-    words = known_tests(root)
+    words = words_of_tests(root)
     every_call = calls(root) if with_calls else []
     for kind, _ in KINDS if with_calls else ():
         compare(kind, [call_cells(call) for call in every_call if call.kind == kind], rows_in(text, CALL_HEADING.format(kind)))
+    names = {call.name for call in every_call}
     for call in every_call:
         if call.kind not in dict(KINDS):
             complaints.append(f"{CALLS}: {call.name}: no such kind: {call.kind}")
-        # "(none needed)" and the like name no test.
-        if not call.proof.startswith("(") and not set(re.findall(r"\w+", call.proof)) <= words:
-            complaints.append(f"{CALLS}: {call.name}: no such test: {call.proof}")
+        if complaint := complaint_about(call, names, words):
+            complaints.append(f"{CALLS}: {call.name}: {complaint}")
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     looked_at = f"{len(wanted)} rows of programs" + (f", {len(every_call)} of calls, flags and options" if with_calls else "")

@@ -5,7 +5,7 @@
 
 static struct statistics totals;
 
-/// The longest wait in a sequence (a slow reader's second, on a busy machine) is far shorter.
+/// The longest wait in a sequence (a slow reader's two seconds, on a busy machine) is far shorter.
 enum { HANGS_AFTER_US = 8000000 };
 enum verdict { EQUAL, DIFFERENT, BROKEN };
 

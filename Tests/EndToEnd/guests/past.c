@@ -1,6 +1,14 @@
 // Calls that reach a socket by another way than the socket interface: every byte and its order the same as on TCP.
 #include "carriers.h"
 #include <aio.h>
+#include <stdarg.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/statvfs.h>
+#include <termios.h>
 #include <sys/eventfd.h>
 
 static void expect(int fd, const char *text) {
@@ -199,6 +207,101 @@ static void system_calls(void) {
     close(e.client);
 }
 
+static int print(int fd, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int count = vdprintf(fd, format, arguments);
+    va_end(arguments);
+    return count;
+}
+
+// Calls for files and terminals, which say what a socket is, or do nothing to it.
+static void for_files(void) {
+    struct ends e = make_ends();
+    struct stat status;
+    struct statfs system;
+    struct statvfs other;
+    struct termios terminal;
+    struct sockaddr_in address;
+    socklen_t length = sizeof address;
+    char name[64] = "";
+    loff_t where = 7;
+    SHOW(write(e.client, "stays", 5));
+    SHOW(fdatasync(e.server));
+    SHOW(fallocate(e.server, 0, 0, 10));
+    SHOW(posix_fallocate(e.server, 0, 10));
+    SHOW(readahead(e.server, 0, 10));
+    SHOW(sync_file_range(e.server, 0, 10, SYNC_FILE_RANGE_WRITE));
+    SHOW(fstat(e.server, &status));
+    SHOW(status.st_mode);
+    SHOW(fstatat(e.server, "", &status, AT_EMPTY_PATH));
+    SHOW(fstatfs(e.server, &system));
+    SHOW(system.f_type);
+    SHOW(fstatvfs(e.server, &other));
+    SHOW(fchmod(e.server, 0600));
+    SHOW(fchmodat(e.server, "x", 0600, 0));
+    SHOW(fchown(e.server, getuid(), getgid()));
+    SHOW(fchownat(e.server, "", getuid(), getgid(), AT_EMPTY_PATH));
+    SHOW(futimens(e.server, NULL));
+    SHOW(flock(e.server, LOCK_EX));
+    SHOW(flock(e.server, LOCK_UN));
+    SHOW(lockf(e.server, F_TLOCK, 0));
+    SHOW(ttyname(e.server) == NULL);
+    SHOW(ttyname_r(e.server, name, sizeof name));
+    SHOW(tcgetattr(e.server, &terminal));
+    SHOW(tcsetattr(e.server, TCSANOW, &terminal));
+    SHOW(tcdrain(e.server));
+    SHOW(tcflow(e.server, TCOON));
+    SHOW(tcflush(e.server, TCIFLUSH));
+    SHOW(tcgetpgrp(e.server));
+    SHOW(tcsetpgrp(e.server, getpgrp()));
+    SHOW(tcgetsid(e.server));
+    SHOW(tcsendbreak(e.server, 0));
+    SHOW(isfdtype(e.server, S_IFSOCK));
+    SHOW(getpeername(e.server, (void *)&address, &length));
+    SHOW(length);
+    SHOW(mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, e.server, 0) == MAP_FAILED || errno);
+    int copy = dup3(e.server, 900, O_CLOEXEC);
+    SHOW(copy);
+    SHOW(close(copy));
+    int set = epoll_create(1);
+    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &(struct epoll_event){EPOLLIN}));
+    SHOW(epoll_wait(set, &(struct epoll_event){0}, 1, 1000));
+    close(set);
+    struct aiocb none = {.aio_fildes = e.server, .aio_buf = name, .aio_nbytes = 1};
+    SHOW(aio_cancel(e.server, NULL));
+    SHOW(aio_error(&none));
+    SHOW(aio_fsync(O_SYNC, &none));
+    const struct aiocb *wait[] = {&none};
+    SHOW(aio_suspend(wait, 1, NULL));
+    SHOW(aio_error(&none));
+    expect(e.server, "stays");
+    SHOW(print(e.client, "%s %d", "printed", 3));
+    expect(e.server, "printed 3");
+    close_ends(e);
+}
+
+// The rest of stdio on a stream that was opened on a connection with bytes on their way.
+static void blocks(void) {
+    struct ends e = make_ends();
+    char block[64] = "";
+    SHOW(write(e.client, "0123456789", 10));
+    FILE *file = fdopen(e.server, "r+");
+    flockfile(file);
+    SHOW(fread_unlocked(block, 1, 4, file));
+    funlockfile(file);
+    SHOW(ftrylockfile(file));
+    SHOW(fread(block + 4, 2, 3, file));
+    funlockfile(file);
+    SHOW(memcmp(block, "0123456789", 10));
+    SHOW(fwrite("block", 1, 5, file));
+    SHOW(fwrite_unlocked(" block", 1, 6, file));
+    SHOW(fflush(file));
+    expect(e.client, "block block");
+    SHOW(fclose(file));
+    close(e.client);
+}
+
 static volatile int signals_seen;
 static void on_io(int signal) { signals_seen++; }
 
@@ -248,6 +351,8 @@ int main(int count, char **arguments) {
     CASE(asynchronous);
     CASE(aliases);
     CASE(system_calls);
+    CASE(for_files);
+    CASE(blocks);
     CASE(signal_driven);
     printf("%d different\n", failures);
     return failures != 0;
