@@ -534,6 +534,15 @@ class Left(ProcessCase):
     def test_with_all_descriptors_in_use(self):
         self.check("full", "exit", "half", "image")
 
+    def test_without_a_descriptor_to_be_had(self):
+        """Nothing can bring the bytes: an error then, no clean end before them."""
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "left.py")
+        for end in ("exit", "half"):
+            for switched in (False, True):
+                output = self.run_program([sys.executable, script, "none", end], switched).output
+                lines = dict(line.split(" ", 1) for line in output.splitlines())
+                self.assertIn(lines["read"], [lines["expected"], *["reset"] * (switched and not settings.plain)])
+
     def test_by_a_filter(self):
         """The command ends, and the connection does not."""
         self.check("filter", "half", "image")
@@ -973,10 +982,14 @@ class Namespaces(ProcessCase):
         self.ip("-n", name, "link", "set", "lo", "up")
         return name
 
+    #: Of processes, files, host name and IPC, made anew; that of networks is shared, as in a pod.
+    CONTAINER = ("--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts", "--ipc")
+
     def stage_in(self, namespace, *arguments):
         path = os.path.join(os.path.dirname(__file__), "programs", "stage.py")
         into = ([find_program("nsenter"), "-t", str(namespace.pid), "-U", "-n", "--preserve-credentials"]
-                if isinstance(namespace, Program) else [find_program("ip"), "netns", "exec", namespace])
+                if isinstance(namespace, Program) else [find_program("unshare"), *namespace] if isinstance(namespace, tuple)
+                else [find_program("ip"), "netns", "exec", namespace])
         return Stage(self.start(
             [*into, os.path.realpath(sys.executable), path, *map(str, arguments)],
             environment=EAGER, name=f"stage-{arguments[0]}"))
@@ -1002,6 +1015,12 @@ class Namespaces(ProcessCase):
     def test_both_ends_in_one(self):
         one = self.namespace(1)
         self.converse(one, one, "127.0.0.1", moves=True)
+
+    def test_containers_of_one_network(self):
+        """Process ids that mean others, or nobody, on the other side."""
+        for server, client in ((self.CONTAINER, self.CONTAINER), (self.CONTAINER, ()), ((), self.CONTAINER)):
+            with self.subTest(server=bool(server), client=bool(client)):
+                self.converse(server or ("--uts",), client or ("--uts",), "127.0.0.1", moves=True)
 
     def test_one_end_in_each(self):
         """Paired only by a service that is told to."""

@@ -4,7 +4,7 @@
 
 HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, filter (run, but what is said at last this program says), spawn (posix_spawn),
 pass (SCM_RIGHTS), pass-plain; by exec after two helpers have inherited it by mistake (helpers), or with no descriptor left
-that is not in use (full); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or half
+that is not in use (full), or to be had (none); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or half
 (its sending half only, and prints what it is answered), image (it becomes another program, which says more and goes on like
 half). Prints what was read and expected."""
 import hashlib
@@ -17,7 +17,8 @@ import subprocess
 import sys
 import time
 
-READER = ("import hashlib,os,sys\ndata=b''\nwhile True:\n    piece=os.read(0,70000)\n    if not piece: break\n    data+=piece\n"
+READER = ("import hashlib,os,sys\ndata=b''\nwhile True:\n    try: piece=os.read(0,70000)\n"
+          "    except ConnectionResetError: sys.exit(print('read reset'))\n    if not piece: break\n    data+=piece\n"
           "print('read',len(data),hashlib.sha256(data).hexdigest(),flush=True)\n"
           "if sys.argv[1]=='answers':\n    os.write(0,b'reply')\n    os.close(0)\n"
           "    try: os.wait()\n    except ChildProcessError: pass")
@@ -62,8 +63,8 @@ def peer(listener, last, ends):
     os._exit(0)
 
 
-def fill_descriptors():
-    resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+def fill_descriptors(hard):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
     try:
         while True:
             os.open("/dev/null", os.O_RDONLY)  # close-on-exec, as all of Python's
@@ -119,9 +120,9 @@ def main():
             os.execv("/bin/true", ["true"])
         os.wait()
         subprocess.run(["/bin/true"], close_fds=False, check=True)  # vfork
-    if how == "full":
+    if how in ("full", "none"):
         os.dup2(connection.fileno(), 0)
-        fill_descriptors()
+        fill_descriptors(100 if how == "none" else resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         os.execve(reader[0], reader, environment)
     if how == "splice":
         splice_all(connection)
