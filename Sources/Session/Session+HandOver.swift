@@ -91,6 +91,13 @@ extension Session {
         return KernelPositions.state(fd) == TCPState.closeWait && (hasClosed || end & EndFlags.halfClosed == 0 && ss_peer_is_orphan(fd) != 0)
     }
 
+    /// Another connection may stand for this one: neither half of this side is shut, and it was not reset.
+    package func mayBeReplaced(_ fd: Int32) -> Bool {
+        let state = KernelPositions.state(fd)
+        return !has(Slot.Flags.readShutDown | Slot.Flags.writeShutDown | Slot.Flags.broken | Slot.Flags.resetSeen)
+            && (state == TCPState.established || state == TCPState.closeWait)
+    }
+
     private static var endNanoseconds: UInt64 { 200_000_000 }
     private static var decisionNanoseconds: UInt64 { 5_000_000 }
     private static var rewoundNanoseconds: UInt64 { 5_000_000 }

@@ -245,6 +245,8 @@ extension Session {
             guard let piece = cursor.piece() else { return 0 }
             result = ss_sys_sendto(fd, piece.start, piece.count, flags)
         }
+        // Told: nobody shall find out again (`answerDeath`).
+        if result == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
         if result > 0 {
             noteDeparture()
             slot.tcpBytesSent.count(UInt64(result))
@@ -442,9 +444,8 @@ extension Session {
 
     // MARK: Room
 
-    /// Whether a sender that found the ring full should try again: half of it is free (and may be
-    /// used), it can still grow, or the kernel has the
-    /// answer anyway. No system call.
+    /// Whether a sender that found the ring full should try again: half of it is free (and may be used), it can still grow, or the
+    /// kernel has the answer anyway. No system call.
     package var looksWritable: Bool {
         guard isUp, !sendsOnTCP else { return false }
         if sendNeedsTCP || wantsTCP || local.invitation.load() != Invitation.toCompanion { return true }

@@ -21,7 +21,9 @@ package func switchRingIsMade() {
 /// knows the socket, and would not know another.) False: not now, and data would be missed.
 private func readsOnTCP(_ fd: Int32, _ reason: Reason, _ deadline: inout UInt64) -> Bool {
     if switchHandOver(fd, reason) { return true }
-    guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), isSoonAlone(index, &deadline) else { return false }
+    guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), sessionOf(index).mayBeReplaced(fd),
+        isSoonAlone(index, &deadline)
+    else { return false }
     let kind = sessionOf(index).slot.kind.load()
     guard leaveRemainder(fd, index, mayTake: { true }) else { return false }
     trackOnTCP(fd, kind: kind)

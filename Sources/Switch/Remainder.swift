@@ -97,7 +97,7 @@ private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
     return true
 }
 
-private let relayPatienceNanoseconds: UInt64 = 200_000_000
+private var relayPatienceNanoseconds: UInt64 { 200_000_000 }
 
 private func replaceAll(_ fd: Int32, by made: Int32) {
     let isForeign = isForeignChild()

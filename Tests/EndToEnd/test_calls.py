@@ -99,7 +99,7 @@ class Calls(Case):
         self.on_both_carriers("found", "errors_after_bytes", "resets", "files", "unread_at_exit", "resets_at_once",
                               "registrations_across_fork", "one_shots_across_fork", "changes_across_fork", "numbers_used_again",
                               "splices_of_nothing", "room_across_fork",
-                              "options_after_shutdown", "looking_at_a_reset", "up_to_a_mark", "sent_to_the_dead", "options_in_between")
+                              "options_after_shutdown", "looking_at_a_reset", "up_to_a_mark", "sent_to_the_dead", "options_in_between", "told_once", "splices_after_ends")
 
     def test_what_an_attack_found(self):
         self.on_both_carriers("attacked", "small_stacks", "disconnected_elsewhere", "files_that_are_none",

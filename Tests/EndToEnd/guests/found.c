@@ -434,6 +434,54 @@ static void options_in_between(void) {
     close_ends(e);
 }
 
+// A reset that a send has told of, after both halves were shut, is not told again.
+static void told_once(void) {
+    struct ends e = make_ends();
+    SHOW(write(e.client, bytes, 31));
+    SHOW(shutdown(e.client, SHUT_RDWR));
+    SHOW(write(e.server, bytes, 1610));
+    usleep(1000);
+    SHOW(send(e.client, bytes, 1084, MSG_DONTWAIT | MSG_NOSIGNAL));
+    SHOW(revents(e.client));
+    SHOW(send(e.client, bytes, 1084, MSG_DONTWAIT | MSG_NOSIGNAL));
+    SHOW(revents(e.client));
+    close_ends(e);
+}
+
+// Where the rest of a stream cannot be had from the kernel splice says EINVAL, on which programs copy.
+static long splice_or_copy(int fd, int inlet, size_t count) {
+    long result = splice(fd, NULL, inlet, NULL, count, SPLICE_F_NONBLOCK);
+    if (result >= 0 || errno != EINVAL) return result;
+    result = recv(fd, bytes, count, MSG_DONTWAIT);
+    return result > 0 ? write(inlet, bytes, result) : result;
+}
+
+// What it leaves behind of a connection that was reset, or of which this side has shut both halves.
+static void splices_after_ends(void) {
+    for (int way = 0; way < 2; way++) {
+        struct ends e = make_ends();
+        int ends[2];
+        pipe(ends);
+        SHOW(write(e.client, bytes, 29));
+        await_events(e.server, POLLIN);
+        if (way == 0) {
+            SHOW(setsockopt(e.client, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger)));
+            SHOW(close(e.client));
+            usleep(1000);
+            SHOW(send(e.server, bytes, 100, MSG_DONTWAIT | MSG_NOSIGNAL));
+        } else SHOW(shutdown(e.server, SHUT_RDWR));
+        SHOW(splice_or_copy(e.server, ends[1], 1));
+        SHOW(revents(e.server));
+        SHOW(send(e.server, bytes, 100, MSG_DONTWAIT | MSG_NOSIGNAL));
+        SHOW(splice_or_copy(e.server, ends[1], 100));
+        SHOW(revents(e.server));
+        if (way) close(e.client);
+        close(e.server);
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -453,6 +501,8 @@ int main(int count, char **arguments) {
     CASE(up_to_a_mark);
     CASE(sent_to_the_dead);
     CASE(options_in_between);
+    CASE(told_once);
+    CASE(splices_after_ends);
     printf("%d different\n", failures);
     return failures != 0;
 }
