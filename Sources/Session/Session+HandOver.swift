@@ -103,7 +103,7 @@ extension Session {
     private static var rewoundNanoseconds: UInt64 { 5_000_000 }
     static var backlogPatienceNanoseconds: UInt64 { 1_000_000_000 }
 
-    func awaitTCP(_ fd: Int32, _ events: Int16, _ nanoseconds: UInt64) {
+    package func awaitTCP(_ fd: Int32, _ events: Int16, _ nanoseconds: UInt64) {
         var entry = pollfd(fd: fd, events: events, revents: 0)
         var timeout = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
         _ = ss_sys_ppoll(&entry, 1, &timeout, nil)
@@ -274,7 +274,7 @@ extension Session {
             if sent == -Int(EAGAIN) || sent == -Int(ENOBUFS) || sent == -Int(ENOMEM) { return false }
             if sent <= 0 {
                 // The connection is over. The kernel repeats a broken pipe, but tells of a reset only once.
-                if sent == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen) }
+                if sent == -Int(ECONNRESET) { noteReset(isReported: false) }
                 slot.backlogPosition.store(end)
                 break
             }

@@ -195,6 +195,12 @@ extension Session {
         return done
     }
 
+    /// The kernel has told of a reset, which it does only once. `isReported`: by the call that the program has made. Nobody shall find
+    /// out again (`answerDeath`).
+    func noteReset(isReported: Bool) {
+        slot.flags.setBits(Slot.Flags.tcpEnded | Slot.Flags.peerGone | (isReported ? 0 : Slot.Flags.resetSeen))
+    }
+
     /// Takes the reset that the kernel told of and no call has reported yet.
     @inline(__always)
     package func takeReset() -> Bool {
@@ -249,7 +255,7 @@ extension Session {
         guard ss_sys_ioctl(fd, ss_siocinq, &queued) == 0, queued > 0 || !isAtMark(fd) else { return 0 }
         let more = receiveFromTCP(fd, message, &cursor, flags, bound: queued > 0 ? Int(queued) : Int.max)
         // The kernel tells of it once, and this call has bytes to tell of.
-        if more == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen | Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
+        if more == -Int(ECONNRESET) { noteReset(isReported: false) }
         return max(more, 0)
     }
 
@@ -321,7 +327,7 @@ extension Session {
         var error: Int32 = 0
         var length = UInt32(MemoryLayout<Int32>.size)
         if ss_sys_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0, error != 0 {
-            if error == ECONNRESET { slot.flags.setBits(Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
+            if error == ECONNRESET { noteReset(isReported: true) }
             return -Int(error)
         }
         return takeReset() ? -Int(ECONNRESET) : 0
@@ -381,7 +387,7 @@ extension Session {
     private func peekTCP(_ fd: Int32) -> Int {
         var byte: UInt8 = 0
         let result = ss_sys_recvfrom(fd, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT))
-        if result == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.resetSeen | Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
+        if result == -Int(ECONNRESET) { noteReset(isReported: false) }
         return result
     }
 

@@ -245,14 +245,17 @@ extension Session {
             guard let piece = cursor.piece() else { return 0 }
             result = ss_sys_sendto(fd, piece.start, piece.count, flags)
         }
-        // Told: nobody shall find out again (`answerDeath`).
-        if result == -Int(ECONNRESET) { slot.flags.setBits(Slot.Flags.tcpEnded | Slot.Flags.peerGone) }
+        noteSentOnTCP(result)
+        if result > 0 { cursor.skip(result) }
+        return result
+    }
+
+    private func noteSentOnTCP(_ result: Int) {
         if result > 0 {
             noteDeparture()
             slot.tcpBytesSent.count(UInt64(result))
-            cursor.skip(result)
         }
-        return result
+        if result == -Int(ECONNRESET) { noteReset(isReported: true) }
     }
 
     /// Asks the kernel, now and then, whether the peer's side of the TCP connection has ended: a killed process says
@@ -435,10 +438,7 @@ extension Session {
         var byte: UInt8 = 0
         let goesOn = read == 8192 && count > 8192 && ss_sys_pread(input, &byte, 1, offset &+ 8192) == 1
         let sent = ss_sys_sendto(fd, bytes, read, Int32(MSG_DONTWAIT) | (goesOn ? Int32(MSG_MORE) : 0))
-        if sent > 0 {
-            noteDeparture()
-            slot.tcpBytesSent.count(UInt64(sent))
-        }
+        noteSentOnTCP(sent)
         return sent
     }
 

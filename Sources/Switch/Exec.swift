@@ -92,9 +92,6 @@ func handOverBeforeExec(_ fd: Int32, as new: Int32) {
     handOver(fd, index, to: .stranger, mayReplace: true, mayTake: { isStandardStream(new) })
 }
 
-/// The child's image is going to read it. At any other number a helper may have inherited it by mistake.
-private func isStandardStream(_ fd: Int32) -> Bool { UInt32(bitPattern: fd) <= 2 }
-
 /// Whether nobody else has the socket, or soon: super-servers fork, and close what is the child's. `deadline` of all that one call
 /// waits for: 0 at first.
 func isSoonAlone(_ index: Int, _ deadline: inout UInt64) -> Bool {

@@ -57,5 +57,9 @@ private func isLost(_ fd: Int32, _ index: Int) -> Bool {
 /// which reads and writes inside libc, past the switch.
 @inline(__always)
 func handOverToStdio(_ old: Int32, _ index: Int, as new: Int32) {
-    if UInt32(bitPattern: new) <= 2 { handOver(old, index, to: .stdio) }
+    if isStandardStream(new) { handOver(old, index, to: .stdio) }
 }
+
+/// The image that has it reads and writes it. (At any other number a helper may have inherited it by mistake.)
+@inline(__always)
+func isStandardStream(_ fd: Int32) -> Bool { UInt32(bitPattern: fd) <= 2 }

@@ -37,7 +37,7 @@ func leaveRemainder(_ fd: Int32, _ index: Int, mayTake: () -> Bool) -> Bool {
             {
                 let isWhole = holds(writer, buffer, queued)
                 if isWhole { replaceAll(fd, by: made) } else { Session.reset(writer) }
-                // By name: another thread's fork may have given a child this descriptor.
+                // Its close alone would not end the stream, if another thread's fork has given a child this descriptor meanwhile.
                 _ = ss_sys_shutdown(writer, Int32(SHUT_WR))
                 _ = ss_sys_close(writer)
                 _ = ss_sys_close(made)
@@ -75,9 +75,7 @@ private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
         let received = session.receive(fd, buffer + count, capacity - count, Int32(MSG_DONTWAIT))
         if received == -Int(EAGAIN), ss_monotonic_ns() < deadline {
             // The peer's kernel has not sent yet what comes before the ring.
-            var entry = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
-            var pause = timespec(tv_sec: 0, tv_nsec: 10_000_000)
-            _ = ss_sys_ppoll(&entry, 1, &pause, nil)
+            session.awaitTCP(fd, Int16(POLLIN), 10_000_000)
             isOnTCP = switchHandOver(fd, .handedOver)  // if it was undecided
             continue
         }

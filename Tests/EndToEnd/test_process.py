@@ -491,12 +491,16 @@ class Left(ProcessCase):
     """What a peer has left in the ring when it closed, or half-closed, or became another program, is nobody's to send over TCP any
     more; who gets the descriptor reads it, and is heard."""
 
-    def check(self, how, *ends, count=30000):
+    def said(self, switched, *arguments):
+        """What left.py printed: {what: value}."""
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "left.py")
+        output = self.run_program([sys.executable, script, *arguments], switched).output
+        return dict(line.rsplit(" ", 1) if line.startswith("over") else line.split(" ", 1) for line in output.splitlines())
+
+    def check(self, how, *ends, count=30000):
         for end in ends or ("exit", "close", "killed"):
             for switched in (False, True):
-                lines = dict(line.rsplit(" ", 1) if line.startswith("over") else line.split(" ", 1) for line in
-                             self.run_program([sys.executable, script, how, end, str(count)], switched).output.splitlines())
+                lines = self.said(switched, how, end, str(count))
                 self.assertEqual(lines["read"], lines["expected"], f"{how}, {end}, switched: {switched}")
                 if end in ("half", "image"):
                     self.assertEqual(lines["answer"], "reply", f"{how}, {end}, switched: {switched}")
@@ -536,11 +540,9 @@ class Left(ProcessCase):
 
     def test_without_a_descriptor_to_be_had(self):
         """Nothing can bring the bytes: an error then, no clean end before them."""
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "left.py")
         for end in ("exit", "half"):
             for switched in (False, True):
-                output = self.run_program([sys.executable, script, "none", end], switched).output
-                lines = dict(line.split(" ", 1) for line in output.splitlines())
+                lines = self.said(switched, "none", end)
                 self.assertIn(lines["read"], [lines["expected"], *["reset"] * (switched and not settings.plain)])
 
     def test_by_a_filter(self):

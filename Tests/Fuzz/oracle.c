@@ -31,7 +31,8 @@
 //     copies, as programs do.
 //  8. Without TCP_NODELAY what is sent may wait until what was sent before it has been acknowledged, up to 40 ms, and so may
 //     the reset that answers it: of several messages of one call the second one may meet it or not. So only one is sent to
-//     an end that has shut down both halves; and nothing with MSG_MORE to an end that reads no more.
+//     an end that has shut down both halves; and nothing with MSG_MORE to an end that reads no more. Where one world sends to
+//     such an end and the other has no room (1), the reset comes in one world only: the sequence ends there.
 //  9. What the kernel has dropped for want of memory it sends again, after up to seconds: while it tries, in either world,
 //     half a minute is given.
 // 10. Where the urgent byte stands is TCP's to determine while it takes all of a call at once, so urgent data are sent below

@@ -390,6 +390,9 @@ static bool take(const struct step *step, int index) {
     }
     if (!compare_outcomes(step, native, switched)) return false;
     if (mayStall && native->value > 0 && switched->error == EAGAIN && step->b % 4 == 0 && !has_room_in_time(step)) return false;
+    // See oracle.c, 8.
+    bool isAnswered = (peer->readShut && peer->writeShut) || holder(NATIVE, 1 - step->end, 0) < 0;
+    if (step->operation <= SENDFILE && isAnswered && (native->moved > 0) != (switched->moved > 0)) return false;
     // Or the rest of it is late.
     if (step->operation == SPLICE_OUT && switched->moved < native->moved) see((struct view[WORLDS][ENDS]){0});
     if (step->operation <= RECVMMSG && !level(direction)) return false;

@@ -443,48 +443,6 @@ static void kernel_filters(void) {
     }
 }
 
-static void on_alarm(int signal) {}
-
-// What begins a connection, and who owns one.
-static void beginnings(void) {
-    struct sockaddr_in address;
-    int listener = make_listener(&address), client = socket(AF_INET, SOCK_STREAM, 0);
-    SHOW(setsockopt(listener, IPPROTO_TCP, TCP_FASTOPEN, &(int){5}, sizeof(int)));
-    SHOW(setsockopt(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, &(int){1}, sizeof(int)));
-    SHOW(sendto(client, "first", 5, MSG_FASTOPEN, (void *)&address, sizeof address));
-    int server = accept(listener, NULL, NULL);
-    expect(server, "first");
-    SHOW(write(server, "back", 4));
-    expect(client, "back");
-    close_ends((struct ends){client, server});
-    sigaction(SIGALRM, &(struct sigaction){.sa_handler = on_alarm}, NULL);
-    setitimer(ITIMER_REAL, &(struct itimerval){{0, 20000}, {0, 20000}}, NULL);
-    SHOW(accept(listener, NULL, NULL));
-    SHOW(accept4(listener, NULL, NULL, SOCK_CLOEXEC));
-    sigaction(SIGALRM, &(struct sigaction){.sa_handler = on_alarm, .sa_flags = SA_RESTART}, NULL);
-    client = socket(AF_INET, SOCK_STREAM, 0);
-    pid_t child = fork();
-    if (!child) {
-        usleep(100000);
-        _exit(connect(client, (void *)&address, sizeof address) < 0 || write(client, "x", 1) != 1);
-    }
-    server = accept(listener, NULL, NULL);
-    setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
-    SHOW(server > 0);
-    int status = 1;
-    while (waitpid(child, &status, 0) < 0) {}
-    SHOW(status);
-    SHOW(ioctl(server, SIOCSPGRP, &(int){getpid()}));
-    int owner = 0;
-    SHOW(ioctl(server, SIOCGPGRP, &owner));
-    SHOW(owner == getpid());
-    SHOW(fcntl(server, F_GETOWN) == getpid());
-    SHOW(ioctl(server, SIOCSPGRP, &(int){1 << 30}));
-    expect(server, "x");
-    close_ends((struct ends){client, server});
-    close(listener);
-}
-
 // A list that is longer than an fd_set, and than most programs' limit of descriptors.
 static void long_lists(void) {
     struct ends e = make_ends();
@@ -513,6 +471,46 @@ static void long_lists(void) {
 // A signal every so often, until the call that it is to interrupt has returned: one alone could come before the call.
 static void tick(int milliseconds) {
     setitimer(ITIMER_REAL, &(struct itimerval){{0, milliseconds * 1000}, {0, milliseconds * 1000}}, NULL);
+}
+
+// What begins a connection, and who owns one.
+static void beginnings(void) {
+    struct sockaddr_in address;
+    int listener = make_listener(&address), client = socket(AF_INET, SOCK_STREAM, 0);
+    SHOW(setsockopt(listener, IPPROTO_TCP, TCP_FASTOPEN, &(int){5}, sizeof(int)));
+    SHOW(setsockopt(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, &(int){1}, sizeof(int)));
+    SHOW(sendto(client, "first", 5, MSG_FASTOPEN, (void *)&address, sizeof address));
+    int server = accept(listener, NULL, NULL);
+    expect(server, "first");
+    SHOW(write(server, "back", 4));
+    expect(client, "back");
+    close_ends((struct ends){client, server});
+    handle(SIGALRM, 0);
+    tick(20);
+    SHOW(accept(listener, NULL, NULL));
+    SHOW(accept4(listener, NULL, NULL, SOCK_CLOEXEC));
+    handle(SIGALRM, SA_RESTART);
+    client = socket(AF_INET, SOCK_STREAM, 0);
+    pid_t child = fork();
+    if (!child) {
+        usleep(100000);
+        _exit(connect(client, (void *)&address, sizeof address) < 0 || write(client, "x", 1) != 1);
+    }
+    server = accept(listener, NULL, NULL);
+    tick(0);
+    SHOW(server > 0);
+    int status = 1;
+    while (waitpid(child, &status, 0) < 0) {}
+    SHOW(status);
+    SHOW(ioctl(server, SIOCSPGRP, &(int){getpid()}));
+    int owner = 0;
+    SHOW(ioctl(server, SIOCGPGRP, &owner));
+    SHOW(owner == getpid());
+    SHOW(fcntl(server, F_GETOWN) == getpid());
+    SHOW(ioctl(server, SIOCSPGRP, &(int){1 << 30}));
+    expect(server, "x");
+    close_ends((struct ends){client, server});
+    close(listener);
 }
 
 // Who writes to `fd` after a while is a child.

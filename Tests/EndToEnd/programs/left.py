@@ -2,11 +2,11 @@
 
     left.py HOW ENDS [BYTES]
 
-HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, filter (run, but what is said at last this program says), spawn (posix_spawn),
-pass (SCM_RIGHTS), pass-plain; by exec after two helpers have inherited it by mistake (helpers), or with no descriptor left
-that is not in use (full), or to be had (none); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or half
-(its sending half only, and prints what it is answered), image (it becomes another program, which says more and goes on like
-half). Prints what was read and expected."""
+HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, filter (run, but
+what is said at last this program says), spawn (posix_spawn), pass (SCM_RIGHTS), pass-plain; by exec after two helpers have
+inherited it by mistake (helpers), or with no descriptor left that is not in use (full), or to be had (none); or not at all, since
+this program reads it by splice. How the peer ENDS: exit, close, killed; or half (its sending half only, and prints what it is
+answered), image (it becomes another program, which says more and goes on like half). Prints what was read and expected."""
 import hashlib
 import os
 import resource
@@ -112,7 +112,8 @@ def main():
     last += MORE.encode() * (ends == "image")
     print("expected", len(last), hashlib.sha256(last).hexdigest(), flush=True)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("LD_PRELOAD")}
-    reader = [sys.executable, "-c", READER, "answers" if answers else "reads"]
+    speaks = answers and how in ("filter", "splice")
+    reader = [sys.executable, "-c", READER, "answers" if answers and not speaks else "reads"]
     environment = plain if how.endswith("-plain") else dict(os.environ)
     if how == "helpers":
         os.set_inheritable(connection.fileno(), True)
@@ -120,15 +121,8 @@ def main():
             os.execv("/bin/true", ["true"])
         os.wait()
         subprocess.run(["/bin/true"], close_fds=False, check=True)  # vfork
-    if how in ("full", "none"):
-        os.dup2(connection.fileno(), 0)
-        fill_descriptors(100 if how == "none" else resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        os.execve(reader[0], reader, environment)
     if how == "splice":
         splice_all(connection)
-        if answers:
-            connection.sendall(b"reply")
-        connection.close()
     elif how.startswith("pass"):
         ours, theirs = socket.socketpair(socket.AF_UNIX)
         taker = ("import array,os,socket,sys\nunix=socket.socket(fileno=0)\n"
@@ -137,11 +131,7 @@ def main():
         socket.send_fds(ours, [b"x"], [connection.fileno()])
         connection.close()
         assert child.wait(20) == 0
-    elif how == "filter":
-        subprocess.run([*reader[:-1], "reads"], stdin=connection, env=environment, check=True)
-        connection.sendall(b"reply")
-        connection.close()
-    elif how.startswith("run"):
+    elif how == "filter" or how.startswith("run"):
         subprocess.run(reader, stdin=connection, env=environment, check=True)
     elif how == "spawn":
         child = os.posix_spawn(reader[0], reader, environment, file_actions=[(os.POSIX_SPAWN_DUP2, connection.fileno(), 0)])
@@ -152,7 +142,12 @@ def main():
     else:
         os.dup2(connection.fileno(), 5)
         os.dup2(5, 0)
+        if how in ("full", "none"):
+            fill_descriptors(100 if how == "none" else resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         os.execve(reader[0], reader, environment)
+    if speaks:
+        connection.sendall(b"reply")
+        connection.close()
     if answers:
         server.wait(20)
     server.kill()
