@@ -308,18 +308,52 @@ static void leave(int number) {
     pthread_exit(NULL);
 }
 
+// A listener whose queue is full: connect waits.
+static int full_listener(struct sockaddr_in *address) {
+    int listener = make_listener(address);
+    listen(listener, 0);
+    for (int i = 0; i < 3; i++) connect(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), (void *)address, sizeof *address);
+    return listener;
+}
+
+enum { FIRST_SEND = 14, CALLS = 21 };
+
 static void *wait_for_ever(void *call) {
-    char byte;
+    static char byte;
+    int fd = ends.client;
+    fd_set readable;
+    FD_ZERO(&readable);
+    FD_SET(fd, &readable);
     struct epoll_event event = {.events = EPOLLIN};
     int set = epoll_create1(0);
-    epoll_ctl(set, EPOLL_CTL_ADD, ends.client, &event);
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    struct iovec one = {&byte, 1}, all = {bytes, sizeof bytes};
+    struct mmsghdr in = {{.msg_iov = &one, .msg_iovlen = 1}}, out = {{.msg_iov = &all, .msg_iovlen = 1}};
+    struct sockaddr_in address;
+    int listener = (long)call == 11 || (long)call == 12 ? make_listener(&address) : (long)call == 13 ? full_listener(&address) : -1;
     pthread_cleanup_push(clean_up, call);
     switch ((long)call) {
-    case 0: recv(ends.client, &byte, 1, 0); break;
-    case 1: read(ends.client, &byte, 1); break;
-    case 2: poll(&(struct pollfd){ends.client, POLLIN, 0}, 1, -1); break;
+    case 0: recv(fd, &byte, 1, 0); break;
+    case 1: read(fd, &byte, 1); break;
+    case 2: poll(&(struct pollfd){fd, POLLIN, 0}, 1, -1); break;
     case 3: epoll_wait(set, &event, 1, -1); break;
-    case 4: while (send(ends.client, bytes, sizeof bytes, MSG_NOSIGNAL) > 0) continue;
+    case 4: readv(fd, &one, 1); break;
+    case 5: recvfrom(fd, &byte, 1, MSG_PEEK, NULL, NULL); break;
+    case 6: recvmsg(fd, &in.msg_hdr, MSG_WAITALL); break;
+    case 7: ppoll(&(struct pollfd){fd, POLLIN, 0}, 1, NULL, NULL); break;
+    case 8: select(fd + 1, &readable, NULL, NULL, NULL); break;
+    case 9: pselect(fd + 1, &readable, NULL, NULL, NULL, NULL); break;
+    case 10: epoll_pwait(set, &event, 1, -1, NULL); break;
+    case 11: accept(listener, NULL, NULL); break;
+    case 12: accept4(listener, NULL, NULL, SOCK_CLOEXEC); break;
+    case 13: connect(socket(AF_INET, SOCK_STREAM, 0), (void *)&address, sizeof address); break;
+    case 14: while (send(fd, bytes, sizeof bytes, MSG_NOSIGNAL) > 0) continue; break;
+    case 15: while (write(fd, bytes, sizeof bytes) > 0) continue; break;
+    case 16: while (writev(fd, &all, 1) > 0) continue; break;
+    case 17: while (sendto(fd, bytes, sizeof bytes, 0, NULL, 0) > 0) continue; break;
+    case 18: while (sendmsg(fd, &out.msg_hdr, 0) > 0) continue; break;
+    case 19: while (sendmmsg(fd, &out, 1, 0) > 0) continue; break;
+    case 20: recvmmsg(fd, &in, 1, 0, NULL); break;
     }
     pthread_cleanup_pop(0);
     return NULL;
@@ -329,7 +363,7 @@ static void ends_of_threads(void) {
     handle(SIGUSR1, leave, 0);
     for (int cancels = 0; cancels < 2; cancels++) {
         cleaned_up = 0;
-        for (long call = 0; call < 5; call++) {
+        for (long call = 0; call < CALLS; call++) {
             ends = make_ends();
             pthread_t thread;
             void *result;
@@ -340,7 +374,7 @@ static void ends_of_threads(void) {
             SHOW(result == (cancels ? PTHREAD_CANCELED : NULL));
             SHOW(cleaned_up);
             // The connection goes on.
-            if (call < 4) SHOW(send(ends.server, "x", 1, 0) == 1 && takes_one(ends.client));
+            if (call < FIRST_SEND) SHOW(send(ends.server, "x", 1, 0) == 1 && takes_one(ends.client));
             close_ends(ends);
         }
     }

@@ -626,6 +626,74 @@ static void interruptions(void) {
     close_ends(e);
 }
 
+// A close that has to wait for a reader: all arrives, and the end after it. (How long it takes is the carrier's.)
+static void lingering(void) {
+    for (int reads = 0; reads < 2; reads++) {
+        struct ends e = make_ends();
+        static char much[65536];
+        long sent = 0, received = 0, r;
+        while ((r = send(e.server, much, sizeof much, MSG_DONTWAIT)) > 0) sent += r;
+        SHOW(setsockopt(e.server, SOL_SOCKET, SO_LINGER, &(struct linger){1, 1}, sizeof(struct linger)));
+        pid_t child = reads ? fork() : -1;
+        if (child == 0) {
+            close(e.server);
+            usleep(100000);
+            while ((r = recv(e.client, much, sizeof much, 0)) > 0) received += r;
+            _exit(r != 0 || received != sent);
+        }
+        uint64_t start = milliseconds();
+        SHOW(close(e.server));
+        SHOW(milliseconds() - start < 1500);
+        if (reads) {
+            int status = 1;
+            while (waitpid(child, &status, 0) < 0) {}
+            SHOW(status);
+        } else {
+            while ((r = recv(e.client, much, sizeof much, 0)) > 0) received += r;
+            SHOW(r);
+            SHOW(received == sent);
+        }
+        close(e.client);
+    }
+}
+
+enum { WAITERS = 4, MESSAGES = 200 };
+static int shared_fd;
+static void *take_some(void *taken) {
+    int set = epoll_create1(0);
+    epoll_ctl(set, EPOLL_CTL_ADD, shared_fd, &(struct epoll_event){EPOLLIN | EPOLLEXCLUSIVE});
+    for (char byte;;) {
+        struct epoll_event event;
+        if (epoll_wait(set, &event, 1, 10000) != 1) return (void *)1;
+        long r = recv(shared_fd, &byte, 1, MSG_DONTWAIT);
+        if (r > 0) __atomic_add_fetch((int *)taken, 1, __ATOMIC_RELAXED);
+        if (r == 0) break;
+    }
+    close(set);
+    return NULL;
+}
+
+// One socket in several sets that wish to be woken one at a time: at least one is, each time.
+static void exclusive(void) {
+    struct ends e = make_ends();
+    int taken = 0;
+    pthread_t threads[WAITERS];
+    shared_fd = e.server;
+    for (int i = 0; i < WAITERS; i++) pthread_create(&threads[i], NULL, take_some, &taken);
+    for (int i = 0; i < MESSAGES; i++) {
+        send(e.client, "x", 1, 0);
+        for (uint64_t end = milliseconds() + 5000; __atomic_load_n(&taken, __ATOMIC_RELAXED) <= i && milliseconds() < end;) usleep(i % 3 * 200);
+    }
+    SHOW(taken);
+    SHOW(shutdown(e.client, SHUT_WR));
+    for (int i = 0; i < WAITERS; i++) {
+        void *result = NULL;
+        pthread_join(threads[i], &result);
+        SHOW(result == NULL);
+    }
+    close_ends(e);
+}
+
 static int cancelled_fd;
 static void *cancelled(void *flags) { return (void *)recv(cancelled_fd, got, 64, (long)flags); }
 
@@ -757,6 +825,8 @@ int main(int count, char **arguments) {
     CASE(long_lists);
     CASE(interruptions);
     CASE(cancellation);
+    CASE(lingering);
+    CASE(exclusive);
     CASE(queues);
     CASE(mixtures);
     printf("%d different\n", failures);
