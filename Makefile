@@ -6,7 +6,8 @@
 # make conformance   other people's test suites, natively and under the switch, compared test by test (half an hour)
 # make bench  the main figures, beside TCP and Unix sockets, and puts them into README.md (ten minutes, on a quiet machine)
 # make mutation  breaks the product in one place after the other: do the tests notice? (an hour)
-# make deps   installs the Debian packages that are missing
+# make unit-test thread-test end-to-end guests rules   parts of make test
+# make deps   installs the Debian packages that are missing; make clean removes what was built
 # Every target may be run again; each installs what it misses.
 
 SHELL := /bin/bash

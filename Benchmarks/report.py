@@ -83,8 +83,8 @@ def distance(facts):
 
 def prose(facts, results):
     return (f"{conditions(facts, results)}\n"
-            "TCP blocking, TCP spinning, Unix sockets, switched, and switched with `--wait never`. Times are p50 / p99 / p99.9. All\n"
-            "rows: [Benchmarks/results/figures.md](Benchmarks/results/figures.md).\n")
+            "TCP blocking, TCP spinning, Unix sockets, switched, and switched with `--wait never`. Times are p50 / p99 / p99.9. With the\n"
+            "factors: [Benchmarks/results/figures.md](Benchmarks/results/figures.md).\n")
 
 
 def readme_table(results):

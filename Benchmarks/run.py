@@ -4,8 +4,9 @@
     python3 Benchmarks/run.py [--core] [--rounds 3] [--only NAME …] [--quick] [--results DIRECTORY] [--build-dir .build/release]
     python3 Benchmarks/run.py --readme      puts what --results Benchmarks/results has written into README.md
 
-Every measurement of a switched program is followed (or, for redis, accompanied) by a look at `sockswitch ps --json`: when
-the bytes did not go over companions the benchmark fails instead of printing a figure of TCP. Figures are medians of the
+Every measurement of a switched program that is about companions is followed (or, for redis, accompanied) by a look at
+`sockswitch ps --json`: when the bytes did not go over companions the benchmark fails instead of printing a figure of TCP. (Short
+connections stay on TCP on purpose; /bin/true has none.) Figures are medians of the
 rounds. Five ways are compared: `tcp` (blocking), `tcp-spin` (non-blocking, tried again at once), `unix` (Unix sockets,
 blocking), `switched` and `switched-never` (`sockswitch run --wait never`: no spinning, every wait sleeps at once).
 """

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "Tests/Compatibility/calls.tsv"
 EXPORTS = ROOT / "Sources/Interposer/exports.map"
 CARRIERS = {"companion", "moved back", "stays", "kernel"}
-#: What these do with a socket the library must see: they cannot be left to the kernel.
+#: Names that must have a row: what they do with a socket has to be known.
 FAMILIES = re.compile(
     r"(?<!th)read|write|recv|send|sock|accept|connect|bind|listen|shutdown|close|dup|fcntl|ioctl|poll|select|splice|^tee$|copy_file|"
     r"fdopen|dprintf|^_*aio_|^_*lio_|isfdtype|syscall|peername|fsync|fdatasync|lseek|flock|lockf|ftruncate|fallocate|fadvise|"

@@ -38,13 +38,18 @@ static void reset_on_close(int fd, int does) {
     ss_sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 }
 
-/// Until both directions have ended; where others have the socket, until the one who was given this connection has closed it, and
-/// what follows is theirs. Whatever else ends it, a signal, too, resets.
+/// The one who was given this connection has closed it, and not only shut down its sending half.
+static int has_user_left(const struct direction *answer) { return is_over(answer) && ss_peer_is_orphan(answer->from); }
+
+/// Until both directions have ended; where others have the socket, at the latest when the one who was given this connection has
+/// closed it: what follows is theirs. Whatever else ends it, SIGTERM, too, resets.
 static void relay(struct direction *one, struct direction *other) {
     struct direction *both[] = {one, other};
     if (!other->is_shared) reset_on_close(one->from, 1);
     reset_on_close(other->from, 1);
-    while (other->is_shared ? !is_over(other) : !is_over(one) || !is_over(other)) {
+    int has_hung_up[2] = {0, 0};
+    while (!is_over(one) || !is_over(other)) {
+        if (other->is_shared && has_user_left(other)) break;
         struct pollfd list[2] = {{.fd = one->from}, {.fd = other->from}};
         for (int i = 0; i < 2; i++) {
             if (is_over(both[i])) continue;
@@ -52,21 +57,19 @@ static void relay(struct direction *one, struct direction *other) {
             else list[1 - i].events |= POLLOUT;
         }
         // What is not asked for anything may tell of a reset; but not, again and again, that both its halves have ended.
-        for (int i = 0; i < 2; i++) if (list[i].events == 0 && (!both[i]->has_ended || is_over(both[1 - i]))) list[i].fd = -1;
-        long result = ss_sys_ppoll(list, 2, NULL, NULL);
+        for (int i = 0; i < 2; i++)
+            if (list[i].events == 0 && (has_hung_up[i] || !both[i]->has_ended || is_over(both[1 - i]))) list[i].fd = -1;
+        // (Who has shut down its sending half closes without a word.)
+        struct timespec now_and_then = {.tv_nsec = 200000000};
+        long result = ss_sys_ppoll(list, 2, other->is_shared && is_over(other) ? &now_and_then : NULL, NULL);
         if (result < 0 && result != -EINTR) return;
+        for (int i = 0; i < 2; i++) has_hung_up[i] |= list[i].revents & POLLHUP;
         int is_broken = (list[0].revents | list[1].revents) & POLLERR;
         for (int i = 0; i < 2 && !is_broken; i++) is_broken = !is_over(both[i]) && !move(both[i]);
         if (is_broken) return;
     }
     if (!other->is_shared) reset_on_close(one->from, 0);
     reset_on_close(other->from, 0);
-}
-
-static void close_all(unsigned first, unsigned last) {
-    if (ss_sys_close_range(first, last, 0) == 0) return;
-    // Before Linux 5.9.
-    for (unsigned fd = first; fd <= last && fd < SS_DESCRIPTORS; fd++) ss_sys_close((int)fd);
 }
 
 /// In a process of its own, with nothing of its parent's but the two sockets.
@@ -76,9 +79,14 @@ static __attribute__((noreturn)) void run_relay(
     ss_syscall6(SYS_chdir, (long)"/", 0, 0, 0, 0, 0);
     ss_syscall6(SYS_prctl, 15 /* PR_SET_NAME */, (long)"socksw-relay", 0, 0, 0, 0);
     unsigned low = (unsigned)(socket < relayed ? socket : relayed), high = (unsigned)(socket < relayed ? relayed : socket);
-    if (low > 0) close_all(0, low - 1);
-    if (high > low + 1) close_all(low + 1, high - 1);
-    close_all(high + 1, ~0u);
+    if (low > 0) ss_sys_close_range(0, low - 1, 0);
+    if (high > low + 1) ss_sys_close_range(low + 1, high - 1, 0);
+    ss_sys_close_range(high + 1, ~0u, 0);
+    // Who stops the maker's unit or container stops this, too. All other signals stay blocked.
+    struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } standard = {0};
+    uint64_t termination = 1ull << (SIGTERM - 1);
+    ss_syscall6(SYS_rt_sigaction, SIGTERM, (long)&standard, 0, 8, 0, 0);
+    ss_sys_sigprocmask(SIG_UNBLOCK, &termination, NULL);
     static char back[16384];  // the stack may be a small one of the program's
     struct direction forth = {.from = socket, .to = relayed, .bytes = bytes, .start = sent, .end = count, .room = room};
     struct direction answer = {.from = relayed, .to = socket, .bytes = back, .room = sizeof back, .is_shared = is_shared};

@@ -7,7 +7,9 @@ package enum ProcessLimits {
     /// Why a program would stay on TCP; nil: no limit speaks against it.
     package static var obstacle: String? {
         var files = rlimit()
-        if ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), nil, &files) == 0, files.rlim_max < rlim_t(leastDescriptorLimit) {
+        if ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), nil, &files) == 0, files.rlim_max < rlim_t(leastDescriptorLimit),
+            files.rlim_cur == files.rlim_max  // else the library takes numbers above the soft one
+        {
             return "may open \(files.rlim_max) files at most (`ulimit -Hn`), and the switch takes none below \(leastDescriptorLimit); it stays on TCP"
         }
         if FamilyArena.exceedsFileSizeLimit {

@@ -13,7 +13,7 @@ package enum ProgramFile {
         package var description: String {
             switch self {
             case .staticallyLinked: "is statically linked, so no library can be preloaded; it stays on TCP"
-            case .changesUser: "is set-user-id, set-group-id or has capabilities, so the loader ignores LD_PRELOAD; it stays on TCP"
+            case .changesUser: "is set-user-id or set-group-id, so the loader ignores LD_PRELOAD; it stays on TCP"
             case .otherMachine: "is not a 64-bit program of this machine; it stays on TCP"
             case .interpreter(let path, let obstacle): "is a script, and \(path) \(obstacle)"
             }

@@ -45,8 +45,8 @@ package struct ServiceStarter {
         return standard
     }
 
-    /// True when a trusted service answers; it then stays until this process has ended. One that runs and does not (it is stopped, or hangs) is an error: another
-    /// cannot take its place, and the command must not wait for it.
+    /// True when a trusted service answers; it then stays until this process has ended. One that runs and does not (it is stopped,
+    /// or hangs) is an error: another cannot take its place, and the command must not wait for it.
     private func answers() throws -> Bool {
         do {
             try ServiceClient(path: path, timeoutSeconds: 2).hold()

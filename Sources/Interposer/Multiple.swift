@@ -41,6 +41,19 @@ private func note(_ result: Int, in entry: UnsafeMutablePointer<mmsghdr>) -> Int
     return ss_copy_program_memory(place, &moved, 4) == 0 ? result : 0 &- Int(EFAULT)
 }
 
+/// In the first `count` messages, as the kernel has noted it.
+private func bytesReceived(_ list: UnsafeMutablePointer<mmsghdr>, _ count: Int) -> Int {
+    var total = 0
+    var index = 0
+    while index < count {
+        var moved: UInt32 = 0
+        _ = ss_copy_program_memory(&moved, UnsafeMutableRawPointer(list + index) + MemoryLayout<mmsghdr>.offsetOfLength, 4)
+        total &+= Int(moved)
+        index &+= 1
+    }
+    return total
+}
+
 extension MemoryLayout where T == mmsghdr {
     fileprivate static var offsetOfLength: Int { MemoryLayout<msghdr>.size }
 }
@@ -78,6 +91,10 @@ func trackedReceiveMessages(
         return ss_real.recvmmsg(fd, list, count, flags, timeout)
     }
     ss_test_cancel()
+    let plain = switchReceivePlainMessages(
+        fd, { ss_sleeping_syscall6(Int(SYS_recvmmsg), Int(fd), Int(bitPattern: list), Int(count), Int(flags), Int(bitPattern: timeout), 0) },
+        { bytesReceived(list, $0) })
+    if let plain { return Int32(truncatingIfNeeded: answerCancellable(plain)) }
     // Unlike recvmsg it reports a reset before the bytes that came first.
     let pending = flags & Int32(MSG_ERRQUEUE) == 0 ? switchTakeError(fd) : 0
     if pending < 0 { return answer32(pending) }
@@ -88,6 +105,7 @@ func trackedReceiveMessages(
     while done < Int(min(count, 1024)) {
         var result = receiveMessage(fd, header(of: list + done), flagsNow)
         if result >= 0 { result = note(result, in: list + done) }
+        if result == 0 &- Int(ECONNRESET), done > 0 { switchKeepsReset(fd) }
         if result < 0 { return done > 0 ? Int32(truncatingIfNeeded: done) : Int32(truncatingIfNeeded: answerCancellable(result)) }
         done &+= 1
         if flags & waitForOne != 0 { flagsNow |= Int32(MSG_DONTWAIT) }

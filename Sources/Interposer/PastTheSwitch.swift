@@ -15,8 +15,20 @@ private func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry
 // MARK: stdio
 
 @c(fdopen) public func interposedFdopen(_ fd: Int32, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
-    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd, reads: true) }
+    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd, reads: readsStream(mode)) }
     return ss_real.fdopen(fd, mode)
+}
+
+/// "r", or "+" behind the first letter. (libc looks at seven characters.)
+private func readsStream(_ mode: UnsafePointer<CChar>?) -> Bool {
+    guard let mode else { return true }
+    if mode[0] == 0x72 { return true }
+    var index = 0
+    while index < 7, mode[index] != 0 {
+        if mode[index] == 0x2B { return true }
+        index &+= 1
+    }
+    return false
 }
 
 @c(_IO_fdopen) public func interposedIOFdopen(_ fd: Int32, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
@@ -67,7 +79,7 @@ func trackedSplice(
 ) -> Int32 {
     var index: Int32 = 0
     while index < count {
-        if !isOnTCP(ss_descriptor_of_aio_in(list, index)) { return answer32(0 &- Int(EAGAIN)) }
+        if !isOnTCP(ss_descriptor_of_aio_in(list, index), reads: ss_is_aio_read_in(list, index) != 0) { return answer32(0 &- Int(EAGAIN)) }
         index &+= 1
     }
     return ss_real.lio_listio(mode, list, count, event)

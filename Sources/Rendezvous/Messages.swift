@@ -13,7 +13,7 @@ import CSocketSwitch
 ///                         withdraw                                    the announcement of slot/generation is void
 ///     service → process   paired     fds: segment, my doorbell, peer's doorbell; side, kind of the doorbells
 ///                         refused    reason
-///     tool → service      tool       a command in `text`: ping, status, ps, off or on
+///     tool → service      tool       a command in `text`: ping, status, ps, off, on, hold or stay
 ///     service → tool      (packets of at most `toolChunkBytes` of UTF-8 text, never beginning with a byte below 9)
 ///                         toolEnd    reason: `ToolStatus`; the answer is complete
 ///

@@ -7,7 +7,7 @@ import StreamRing
 
 /// This process's connection to the rendezvous service (Sources/Rendezvous/Messages.swift has the messages).
 ///
-/// It is made at the first listening companion or announcement, never blocks, and may end at any time: outstanding
+/// It is made when the process first connects, accepts or listens, never blocks, and may end at any time: outstanding
 /// announcements then fail with `Reason.noService`, live companions go on. All functions are called under the
 /// providers' lock, unless they say otherwise.
 enum RendezvousClient {

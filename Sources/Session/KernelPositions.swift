@@ -8,6 +8,7 @@ enum TCPState {
     static var established: UInt8 { 1 }
     static var finWait1: UInt8 { 4 }
     static var finWait2: UInt8 { 5 }
+    static var closed: UInt8 { 7 }
     static var closeWait: UInt8 { 8 }
 }
 

@@ -72,9 +72,11 @@ extension Session {
         !isReadUpToTCP && slot.invitation.load() != Invitation.rewindUndecided && queuedBytes(fd) > 0
     }
 
-    /// The peer has closed its side, or is gone: nothing comes any more but what is there, and nobody reads what is sent. Neither
-    /// half of this side is shut. Waits a moment for what the peer's kernel has not sent yet, for want of room in ours.
+    /// The peer has closed its side, or is gone: nothing comes any more but what is there, and nobody reads what is sent. Or this
+    /// side has shut down its sending half, and the peer has all of it, and has ended, too. The receiving half is not shut. Waits a
+    /// moment for what the peer's kernel has not sent yet, for want of room in ours.
     package func hasPeerClosed(_ fd: Int32) -> Bool {
+        if hasEnded(fd) { return true }
         guard enterWatch() else { return false }
         // Until the peer's session has opened, its end flags say nothing.
         let isOpen = local.ringChange.load() != 0
@@ -91,11 +93,37 @@ extension Session {
         return KernelPositions.state(fd) == TCPState.closeWait && (hasClosed || end & EndFlags.halfClosed == 0 && ss_peer_is_orphan(fd) != 0)
     }
 
-    /// Another connection may stand for this one: neither half of this side is shut, and it was not reset.
+    /// This side has shut down its sending half, the peer has all that was sent, and has ended, too; not by a reset.
+    private func hasEnded(_ fd: Int32) -> Bool {
+        guard has(Slot.Flags.writeShutDown), !has(Slot.Flags.readShutDown | Slot.Flags.broken | Slot.Flags.resetSeen), !hasBacklog
+        else { return false }
+        // The last acknowledgement is on its way.
+        var patience = 0
+        while KernelPositions.finHasCome(fd), KernelPositions.state(fd) != TCPState.closed {
+            patience &+= 1
+            if patience == 20 { return false }
+            var pause = timespec(tv_sec: 0, tv_nsec: 1_000_000)
+            _ = ss_sys_ppoll(nil, 0, &pause, nil)
+        }
+        return KernelPositions.state(fd) == TCPState.closed && Session.kernelEvents(fd, 0) & EPOLLERR.rawValue == 0
+    }
+
+    /// Another connection may stand for this one: the receiving half is not shut, the sending half neither or both ends have ended,
+    /// it was not reset, and no call of another thread waits for something of it.
     package func mayBeReplaced(_ fd: Int32) -> Bool {
+        guard doorbellSleepers.loadSequential() == 0, sleepingCalls.loadSequential() == 0, slot.plainReaders.count == 0,
+            slot.plainWriters.count == 0, !has(Slot.Flags.readShutDown | Slot.Flags.broken | Slot.Flags.resetSeen)
+        else { return false }
+        if has(Slot.Flags.writeShutDown) { return hasEnded(fd) }
         let state = KernelPositions.state(fd)
-        return !has(Slot.Flags.readShutDown | Slot.Flags.writeShutDown | Slot.Flags.broken | Slot.Flags.resetSeen)
-            && (state == TCPState.established || state == TCPState.closeWait)
+        return state == TCPState.established || state == TCPState.closeWait
+    }
+
+    /// After a hand-over that was refused: what is sent from now on goes over TCP all the same.
+    package var sendsPastRing: Bool {
+        guard enterWatch() else { return !isDual }
+        defer { leaveWatch(0) }
+        return has(Slot.Flags.tcpOnly) && (sendsOnTCP || sendNeedsTCP) && !hasBacklog && !has(Slot.Flags.resetSeen)
     }
 
     private static var endNanoseconds: UInt64 { 200_000_000 }

@@ -195,9 +195,9 @@ extension Session {
         return done
     }
 
-    /// The kernel has told of a reset, which it does only once. `isReported`: by the call that the program has made. Nobody shall find
-    /// out again (`answerDeath`).
-    func noteReset(isReported: Bool) {
+    /// The kernel has told of a reset, which it does only once. `isReported`: by the call that the program has made. Nobody shall
+    /// find out again (`answerDeath`).
+    package func noteReset(isReported: Bool) {
         slot.flags.setBits(Slot.Flags.tcpEnded | Slot.Flags.peerGone | (isReported ? 0 : Slot.Flags.resetSeen))
     }
 
@@ -330,6 +330,11 @@ extension Session {
             if error == ECONNRESET { noteReset(isReported: true) }
             return -Int(error)
         }
+        // One that is told of by the session alone (`answerDeath`).
+        if isDual, slot.sendLock.lock() == .acquired {
+            if isUp { noteTCPEnd(fd) }
+            slot.sendLock.unlock()
+        }
         return takeReset() ? -Int(ECONNRESET) : 0
     }
 
@@ -400,6 +405,7 @@ extension Session {
             result = Session.receiveRest(fd, cursor, flags, bound)
             if result >= 0 { Session.clearAncillary(message, flags) }
         }
+        if result == -Int(ECONNRESET) { noteReset(isReported: true) }
         if result == 0 { return endOfStream(0) }
         if result > 0, flags & Int32(MSG_PEEK) == 0 {
             noteDeparture()

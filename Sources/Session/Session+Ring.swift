@@ -24,8 +24,8 @@ extension Session {
         return isSettled(credit) ? ring.size &- used : ring.origin &+ ring.size &- position
     }
 
-    /// Bytes that may be written at `position`; a ring that is full grows. `wanted` lets the peer's credit alone (and its cache line)
-    /// while the last one seen suffices.
+    /// Bytes that may be written at `position`; a ring that is full grows. `wanted` lets the peer's credit alone (and its cache
+    /// line) while the last one seen suffices.
     func roomToSend(_ position: UInt64, wanted: Int) -> Int {
         let size = ringToSend.size
         let used = position &- slot.sendCredit.loadRelaxed()
@@ -52,15 +52,15 @@ extension Session {
         return Int(min(room, writer.capacity))
     }
 
-    /// What is written remotely may still be on its way out of the mirror, and who has chosen the size of the send buffer (SO_SNDBUF)
-    /// may count on being held up: such a ring grows when it happens to be empty, after it was full several times.
+    /// What is written remotely may still be on its way out of the mirror, and who has chosen the size of the send buffer
+    /// (SO_SNDBUF) may count on being held up: such a ring grows when it happens to be empty, after it was full several times.
     private func growsEmptyOnly(_ size: UInt64) -> Bool {
         let chosen = slot.sendBuffer.loadRelaxed()
         return connection.pointee.writer != nil || chosen != 0 && size >= chosen
     }
 
-    /// Whether a ring that is full can grow: it has not come to its end yet, or the last change is settled. (A new change begins where
-    /// the peer knows of every byte: what has only been written, a bad pointer behind it may yet take back.)
+    /// Whether a ring that is full can grow: it has not come to its end yet, or the last change is settled. (A new change begins
+    /// where the peer knows of every byte: what has only been written, a bad pointer behind it may yet take back.)
     func canGrow(_ position: UInt64, _ credit: UInt64) -> Bool {
         let ring = ringToSend
         guard ring.size < Window.maximumRingBytes, position < RingChange.positionsEnd else { return false }

@@ -17,7 +17,7 @@ extension Session {
             let error = refusalOfControl(fd, message, flags)
             if error < 0 { return error }
         }
-        if total == 0 { return takeReset() ? -Int(ECONNRESET) : ss_sys_sendmsg(fd, message, flags) }
+        if total == 0 { return takeReset() ? -Int(ECONNRESET) : noting(ss_sys_sendmsg(fd, message, flags)) }
         var nonBlocking = isNonBlocking(flags)
         var wait = WaitState(slot)
         defer { wait.leave() }
@@ -85,7 +85,12 @@ extension Session {
         var empty = message.pointee
         empty.msg_iov = nil
         empty.msg_iovlen = 0
-        return min(ss_sys_sendmsg(fd, &empty, flags | Int32(MSG_DONTWAIT | MSG_NOSIGNAL)), 0)
+        return min(noting(ss_sys_sendmsg(fd, &empty, flags | Int32(MSG_DONTWAIT | MSG_NOSIGNAL))), 0)
+    }
+
+    private func noting(_ result: Int) -> Int {
+        if result == -Int(ECONNRESET), isDual { noteReset(isReported: true) }
+        return result
     }
 
     /// Like send(2) with one buffer. The common case, a small message into a ring with room (WSD-T2), without the loop.

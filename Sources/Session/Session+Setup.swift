@@ -7,7 +7,8 @@ import StreamRing
 /// The message by which two sessions introduce themselves (WSD-N4): 128 of at most 256 bytes.
 ///
 ///     0 u32 magic   4 u32 version   8 u64 window bytes   16 u64 bytes of the ring that I send into at first
-///     24 u64 process id (a hint: ends in one process wait less patiently for each other)   32 64 B descriptor of my window   96 32 B reserved, zero
+///     24 u64 process id (a hint: ends in one process wait less patiently for each other)
+///     32 64 B descriptor of my window   96 32 B reserved, zero
 enum Hello {
     static var bytes: Int { 128 }
     static var magic: UInt32 { 0x4853_5353 }

@@ -161,7 +161,8 @@ package struct Slot {
         )
     }
 
-    /// Counts a plain call in, in `plainReaders` or `plainWriters`. nil: the session has come up meanwhile. Its ticket, for `leave`.
+    /// Counts a plain call in, in `plainReaders` or `plainWriters`. nil: the session has come up meanwhile. Its ticket, for
+    /// `leave`.
     @inline(__always)
     package func enterPlain(_ calls: CallCount) -> UInt64? {
         let ticket = calls.enter()  // pairs with isZeroSequential in invite and cutToCompanion

@@ -223,7 +223,7 @@ private func announce(_ fd: Int32, _ index: Int) {
     if accepted, !rejoins { offer(fd, index) } else { connectCompanion(fd, index) }
 }
 
-/// Back-off of announcements of one connection: 20 ms, doubling, at most 5 s. One that begins anew is announced at least every
+/// Back-off of announcements of one connection: 40 ms, doubling, at most 5 s. One that begins anew is announced at least every
 /// 640 ms for the first quarter of a minute, so that the times for which the two ends wait (half a second) meet.
 private func retryNanoseconds(_ attempt: UInt64, rejoins: Bool) -> UInt64 {
     20_000_000 << min(attempt, rejoins && attempt < 24 ? 5 : 8)

@@ -259,6 +259,23 @@ package func switchTakeError(_ fd: Int32) -> Int {
     return sessionOf(index).takeError(fd)
 }
 
+/// A recvmmsg that has messages to tell of has met a reset: the next call tells of that.
+package func switchKeepsReset(_ fd: Int32) {
+    guard let index = socketIndex(fd), sessionOf(index).isDual else { return }
+    sessionOf(index).noteReset(isReported: false)
+}
+
+/// recvmmsg on a socket that is plain TCP, by `call`, whose result is a number of messages, and `bytes` tells how many bytes were
+/// in so many. nil: the socket is not plain.
+package func switchReceivePlainMessages(_ fd: Int32, _ call: () -> Int, _ bytes: (Int) -> Int) -> Int? {
+    guard let index = socketIndex(fd) else { return nil }
+    let slot = sessionOf(index).slot
+    guard !sessionOf(index).isDual, !movesEagerly(fd, index), let ticket = slot.enterPlain(slot.plainReaders) else { return nil }
+    let result = call()
+    if leavePlain(slot.plainReaders, ticket, fd, index), result > 0 { noteReceived(fd, index, slot, bytes(result)) }
+    return result
+}
+
 package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
     guard let index = socketIndex(out) else { return ownOr(out) { ss_sys_sendfile(out, input, offset, count) } }
     let session = sessionOf(index)
@@ -324,7 +341,9 @@ package func switchGetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
 /// SO_ERROR takes the reset, too, that the kernel has told the session of and no call the program.
 private func addReset(_ session: Session, _ value: UnsafeMutableRawPointer, _ length: Int) {
     var error: Int32 = 0
-    guard session.isDual, ss_copy_program_memory(&error, value, min(length, 4)) == 0, error == 0, session.takeReset() else { return }
+    guard session.isDual, ss_copy_program_memory(&error, value, min(length, 4)) == 0 else { return }
+    if error == ECONNRESET { session.noteReset(isReported: true) }
+    guard error == 0, session.takeReset() else { return }
     error = ECONNRESET
     _ = ss_copy_program_memory(value, &error, min(length, 4))
 }

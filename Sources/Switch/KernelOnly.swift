@@ -17,15 +17,16 @@ package func switchRingIsMade() {
     }
 }
 
-/// What is read past the session is read now, so another connection may take the socket's place, if nobody else has it. (An epoll set
-/// knows the socket, and would not know another.) False: not now, and data would be missed.
+/// What is read past the session is read now, so another connection may take the socket's place, if nobody else has it. (An epoll
+/// set knows the socket, and would not know another.) False: not now, and data would be missed.
 private func readsOnTCP(_ fd: Int32, _ reason: Reason, _ deadline: inout UInt64) -> Bool {
     if switchHandOver(fd, reason) { return true }
     guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), sessionOf(index).mayBeReplaced(fd),
         isSoonAlone(index, &deadline)
     else { return false }
     let kind = sessionOf(index).slot.kind.load()
-    guard leaveRemainder(fd, index, mayTake: { true }) else { return false }
+    // (It may have gone back to TCP in the attempt.)
+    guard leaveRemainder(fd, index, mayTake: { true }) else { return !sessionOf(index).isDual }
     trackOnTCP(fd, kind: kind)
     return true
 }
@@ -119,10 +120,13 @@ func handOverAgain(_ fd: Int32, _ session: Session) {
 }
 
 /// The program is about to use the descriptor by a call that reaches the kernel past the switch (fdopen, splice).
-/// False: not now, and data would be missed by one who `reads`.
+/// False: not now, and data would be missed by one who `reads`, or overtake others. One who writes needs the way out alone.
 package func switchKeepsOnTCP(_ fd: Int32, reads: Bool = false) -> Bool {
     var deadline: UInt64 = 0
-    return reads ? readsOnTCP(fd, .unsupportedOption, &deadline) : switchHandOver(fd, .unsupportedOption)
+    if reads { return readsOnTCP(fd, .unsupportedOption, &deadline) }
+    if switchHandOver(fd, .unsupportedOption) { return true }
+    guard let index = socketIndex(fd) else { return true }
+    return sessionOf(index).sendsPastRing
 }
 
 /// Lets the other end of a connection within this process do what a hand-over asks of it.

@@ -6,7 +6,7 @@ import SocketTable
 /// The operator's policy: which connections may have a companion. At most 64 rules in fixed memory; the text is
 /// documented at `Environment` in Rendezvous/Messages.swift.
 ///
-/// Parsed once, in the library's constructor; read-only afterwards, so any thread, a signal handler and a forked child
+/// Parsed once, at the program's first TCP socket; read-only afterwards, so any thread, a signal handler and a forked child
 /// may ask. A text that is not a policy keeps everything on TCP: a rule `tcp` must not get lost in a typing error.
 ///
 ///     0 u32 rules in force    4 u32 1 = not a policy    8 u32 1 = wildcard = per-interface

@@ -8,8 +8,8 @@ import StreamRing
 // What lies unread in the ring and cannot be sent over TCP any more. A socket is about to be somebody's who knows nothing of the
 // switch (exec, a passed descriptor), and the peer has ended its sending side, or gone back to TCP by itself: it cannot put these
 // bytes before what TCP has, and nothing can put them into the kernel's queue. So the descriptor becomes another TCP connection,
-// between this process and itself, that brings the rest of the stream. Reads, waits, errors and options are as before; its addresses
-// are not (loopback, ports of its own).
+// between this process and itself, that brings the rest of the stream. Reads, waits, errors and options are as before; its
+// addresses are not (loopback, ports of its own).
 //
 // If the peer has closed, nothing else will come, and what is sent goes nowhere: the other end of that connection is closed, too.
 // Else, or if that is too much for the buffers of one connection, a process of its own relays between the two.
@@ -18,8 +18,8 @@ import StreamRing
 /// buffer may be larger, or, if there is no process or memory to be had, bytes may be missing).
 ///
 /// In a vfork child, which has descriptors of its own on its parent's tables, only `fd` is replaced. Whoever else has the socket
-/// (that parent, or the one of a forked child) still finds the bytes, too: which of them will read is not known. Where they cannot be
-/// copied, since more may come, it is asked whether this process may take them: then nobody else has the stream any more.
+/// (that parent, or the one of a forked child) still finds the bytes, too: which of them will read is not known. Where they cannot
+/// be copied, since more may come, it is asked whether this process may take them: then nobody else has the stream any more.
 @inline(never)
 func leaveRemainder(_ fd: Int32, _ index: Int, mayTake: () -> Bool) -> Bool {
     let session = sessionOf(index)
@@ -36,7 +36,7 @@ func leaveRemainder(_ fd: Int32, _ index: Int, mayTake: () -> Bool) -> Bool {
                 let (made, writer) = withMoreDescriptors({ connectionToItself(like: fd) })
             {
                 let isWhole = holds(writer, buffer, queued)
-                if isWhole { replaceAll(fd, by: made) } else { Session.reset(writer) }
+                if isWhole { replaceAll(fd, session, by: made) } else { Session.reset(writer) }
                 // Its close alone would not end the stream, if another thread's fork has given a child this descriptor meanwhile.
                 _ = ss_sys_shutdown(writer, Int32(SHUT_WR))
                 _ = ss_sys_close(writer)
@@ -46,10 +46,11 @@ func leaveRemainder(_ fd: Int32, _ index: Int, mayTake: () -> Bool) -> Bool {
         }
     }
     // What this side still has to send would be lost with the session.
-    return !session.hasBacklog && mayTake() && leaveRelayed(fd, session)
+    return !session.hasBacklog && mayTake() && leaveRelayed(fd, index)
 }
 
-private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
+private func leaveRelayed(_ fd: Int32, _ index: Int) -> Bool {
+    let session = sessionOf(index)
     // Room for the whole ring, and for what TCP's buffers may hold before it.
     let capacity = Int(Window.maximumRingBytes) + (1 << 24)
     guard let buffer = mapPrivate(capacity) else { return false }
@@ -67,7 +68,8 @@ private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
         if socket >= 0 { _ = ss_sys_close(Int32(socket)) }
     }
     guard socket >= 0 else { return false }
-    let isShared = isForeignChild() || !isAlone(session.slot)
+    var sharedUntil: UInt64 = 0
+    let isShared = isForeignChild() || !isSoonAlone(index, &sharedUntil)
     let deadline = ss_monotonic_ns() &+ relayPatienceNanoseconds
     var count = 0
     var isOnTCP = false
@@ -91,13 +93,14 @@ private func leaveRelayed(_ fd: Int32, _ session: Session) -> Bool {
         if count > 0 { Session.reset(Int32(socket)) }
         return false
     }
-    replaceAll(fd, by: made)
+    replaceAll(fd, session, by: made)
     return true
 }
 
 private var relayPatienceNanoseconds: UInt64 { 200_000_000 }
 
-private func replaceAll(_ fd: Int32, by made: Int32) {
+private func replaceAll(_ fd: Int32, _ session: Session, by made: Int32) {
+    if session.has(Slot.Flags.writeShutDown) { _ = ss_sys_shutdown(made, Int32(SHUT_WR)) }
     let isForeign = isForeignChild()
     let entry = descriptorEntry(fd)
     // `fd` last: with it the slot ends, and may be another socket's at once.

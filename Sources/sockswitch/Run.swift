@@ -46,7 +46,7 @@ struct Run: ParsableCommand {
 
     enum Upgrade: String, ExpressibleByArgument, CaseIterable { case `default`, eager }
 
-    @Option(help: "When a connection moves: once it proves worth it (default), or at its first byte (eager).")
+    @Option(help: "When a connection moves: once it proves worth it (default), or as soon as it is made (eager).")
     var upgrade: Upgrade?
 
     @Option(help: ArgumentHelp(

@@ -38,7 +38,7 @@ struct Off: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Bring every connection back to TCP, and keep new ones there.",
         discussion: """
-            No connection breaks, no byte is lost. In force until `sockswitch on` or the end of the service.
+            No connection breaks, no byte is lost. In force until `sockswitch on`, or until another service takes this one's place.
 
             EXAMPLES
               sockswitch off    now tcpdump and the firewall see every byte again

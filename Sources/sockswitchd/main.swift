@@ -14,8 +14,8 @@ struct SockswitchDaemon: ParsableCommand {
             the sockets themselves, finds the two ends of one connection, and gives both a piece of shared memory, over \
             which they go on. It sees no data.
 
-            `sockswitch run` starts a service by itself when there is none. Started by root without --ephemeral it \
-            serves every user of the machine.
+            `sockswitch run` starts a service by itself when there is none. Root's serves every user of \
+            the machine; their `run` finds it by itself if it was started without --ephemeral.
 
             EXAMPLES
               sockswitchd                                  serve at the standard place

@@ -9,7 +9,7 @@
 --write   writes Documentation/Compatibility.md when every test has passed, now or in earlier runs with the same library
 --write-calls
           runs nothing; writes the document's tables of calls, flags and options, after a change of calls.tsv
---stress  eager: connections move at their first byte; toggle: and everything is switched off and on all the time. The results
+--stress  eager: connections move as soon as they are made; toggle: and everything is switched off and on all the time. The results
           must be the same; carriers are not those of the rows.
 --check   runs nothing; compares the document's rows with the programs here and (all) with calls.tsv, whose proofs must be tests
 """

@@ -6,7 +6,7 @@
 
 -k        only units whose id contains PATTERN
 --short   the units that `make test` runs
---mode    one of the modes beside `native`: default (policy as delivered), eager (everything moves at its first byte)
+--mode    one of the modes beside `native`: default (policy as delivered), eager (everything moves as soon as it is made)
 --only    only tests whose id contains TEST
 --rounds  all of it N times; ends at the first round with a difference
 

@@ -2,6 +2,7 @@
 """Runs real programs under the switch and checks what they, the switch and the kernel say.
 
     python3 Tests/EndToEnd/run.py [--build-dir .build/release] [-k PATTERN] [--plain] [--long] [--seed N] [--list]
+                                  [--stream-seconds N] [--death-rounds N]
 
 --plain   everything without the switch: validates the tests themselves, skips only the proofs about companions
 --long    200 rounds of sudden death, files of 1 GiB, streams of minutes

@@ -502,10 +502,10 @@ class Left(ProcessCase):
             for switched in (False, True):
                 lines = self.said(switched, how, end, str(count))
                 self.assertEqual(lines["read"], lines["expected"], f"{how}, {end}, switched: {switched}")
-                if end in ("half", "image"):
+                if end in ("half", "image", "listens"):
                     self.assertEqual(lines["answer"], "reply", f"{how}, {end}, switched: {switched}")
                 if switched and not settings.plain:
-                    most = 2000 if end == "image" else 10 if count <= 30000 else count
+                    most = 2000 if end in ("image", "listens") else 10 if count <= 30000 else count
                     self.assertLess(int(lines["over TCP"]), most, "the last bytes went over the companion")
 
     def test_to_the_next_image(self):
@@ -548,6 +548,21 @@ class Left(ProcessCase):
     def test_by_a_filter(self):
         """The command ends, and the connection does not."""
         self.check("filter", "half", "image")
+
+    def test_by_a_command_that_answers_first(self):
+        """It shuts down its sending half, and reads on."""
+        self.check("run-first", "half", "listens")
+
+    def test_of_a_connection_that_its_owner_ends(self):
+        for switched in (False, True):
+            lines = self.said(switched, "run-shut", "half")
+            self.assertEqual(lines["read"], lines["expected"])
+            self.assertLess(int(lines["relay"]), 20, "hundredths of a second, while it only waits")
+
+    def test_the_relay_is_stopped(self):
+        """By whoever stops all of a unit or container: an error then, no clean end. (TCP has no relay.)"""
+        if not settings.plain:
+            self.assertEqual(self.said(True, "run-stopped", "listens")["read"], "reset")
 
     def test_by_splice(self):
         self.check("splice", "exit", "half", "image")

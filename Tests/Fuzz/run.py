@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the fuzzer, starts a service of its own, and runs it under the switch. See the head of oracle.c for the rules.
 
-    run.py [--build-dir DIR] [--library FILE] [options of the fuzzer]
+    run.py [--build-dir DIR] [--library FILE] [--wait adaptive|never] [options of the fuzzer]
 
     --seconds N         how long (20); seeds are tried one after the other
     --from N            the first seed (random, printed)

@@ -53,7 +53,8 @@ extension SessionTests {
         }
 
         /// Sends and receives, all without waiting and by one thread, until the ring holds some bytes, and has its largest size or
-        /// not. As long as it would take more if it were as large as it can be, and for half of that in any case, everything is taken.
+        /// not. As long as it would take more if it were as large as it can be, and for half of that in any case, everything is
+        /// taken.
         private struct Mixture {
             let pair: Pair
             let pattern: StreamPattern

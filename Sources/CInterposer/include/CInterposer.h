@@ -135,10 +135,16 @@ static inline int ss_descriptor_of_aio(const void *_Nullable request) {
     int fd;
     return ss_copy_program_memory(&fd, request, sizeof fd) == 0 ? fd : -1;
 }
-static inline int ss_descriptor_of_aio_in(void *_Nullable list, int index) {
-    void *_Nullable request;
-    if (!list || ss_copy_program_memory(&request, (char *)list + index * (long)sizeof request, sizeof request) != 0) return -1;
-    return ss_descriptor_of_aio(request);
+static inline const void *_Nullable ss_aio_in(const void *_Nullable list, int index) {
+    const void *_Nullable request;
+    return list && ss_copy_program_memory(&request, (const char *)list + index * (long)sizeof request, sizeof request) == 0 ? request : NULL;
+}
+static inline int ss_descriptor_of_aio_in(const void *_Nullable list, int index) { return ss_descriptor_of_aio(ss_aio_in(list, index)); }
+/// Whether it is an LIO_READ: 0, in the second member of struct aiocb.
+static inline int ss_is_aio_read_in(const void *_Nullable list, int index) {
+    const char *_Nullable request = ss_aio_in(list, index);
+    int operation;
+    return request && ss_copy_program_memory(&operation, request + sizeof(int), sizeof operation) == 0 && operation == 0;
 }
 
 /// What the former image of this process left as SOCKSWITCH_INHERITED, taken out of the environment: it is for

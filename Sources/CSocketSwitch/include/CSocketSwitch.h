@@ -264,10 +264,10 @@ static inline long ss_tcp_positions_of(int fd, struct ss_tcp_positions *out) {
 int ss_peer_is_orphan(int fd);
 
 /// Makes a process that relays between the connections `socket` and `relayed`, both ways, until both have ended: first the bytes
-/// from `sent` up to `count` at `bytes` to `relayed`, then what `socket` receives, up to `room` bytes at once; an end or a failure of
-/// one becomes the other's. `is_shared`: others have `socket`, too; then nothing ends it, and the relay is over when the user of the
-/// other connection has closed. The memory must be private. The process is nobody's child, gets no signal of the terminal's, and has
-/// no other descriptor. The caller keeps both sockets. 0: it could not be made.
+/// from `sent` up to `count` at `bytes` to `relayed`, then what `socket` receives, up to `room` bytes at once; an end or a failure
+/// of one becomes the other's. `is_shared`: others have `socket`, too; then nothing ends it, and the relay is over when the user of
+/// the other connection has closed. The memory must be private. The process is nobody's child, gets no signal of the terminal's,
+/// and has no other descriptor. The caller keeps both sockets. 0: it could not be made.
 int ss_start_relay(int socket, int relayed, void *bytes, size_t sent, size_t count, size_t room, int is_shared);
 
 // MARK: Storage

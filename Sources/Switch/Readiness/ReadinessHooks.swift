@@ -68,8 +68,8 @@ private func makeAllPlain(_ root: ReadinessRoot, _ socket: Int) {
     }
 }
 
-/// Before the program changes or loses a registration: a relative may have handed the socket over, and given the kernel's set, which is
-/// ours, too, the registrations that it knows. Under the socket's lock.
+/// Before the program changes or loses a registration: a relative may have handed the socket over, and given the kernel's set,
+/// which is ours, too, the registrations that it knows. Under the socket's lock.
 func followRelatives(_ root: ReadinessRoot, _ socket: Int) {
     let session = sessionOf(socket)
     guard connectionRecord(socket).pointee.watchedAsDual, !session.isDual, session.slot.invitation.load() == Invitation.rewind

@@ -1,5 +1,6 @@
 // What the fuzzer (Tests/Fuzz) has found, as cases.
 #include "carriers.h"
+#include <aio.h>
 
 static char bytes[1 << 20];
 
@@ -487,6 +488,98 @@ static void splices_after_ends(void) {
     }
 }
 
+// What lies unread when both ends have said their last is read past the calls of sockets, too.
+static void read_after_both_ends(void) {
+    for (int way = 0; way < 10; way++) {
+        struct ends e = make_ends();
+        int ends[2];
+        pipe(ends);
+        memset(bytes, way + 1, 29);
+        SHOW(write(e.client, bytes, 31));
+        SHOW(recv(e.server, bytes + 100, 31, MSG_WAITALL));
+        SHOW(shutdown(e.client, SHUT_WR));
+        SHOW(write(e.server, bytes, 29));
+        if (way & 1) close(e.server);
+        else SHOW(shutdown(e.server, SHUT_WR));
+        await_events(e.client, POLLIN | POLLRDHUP);
+        memset(bytes, 0, 100);
+        struct aiocb request = {.aio_fildes = e.client, .aio_buf = bytes, .aio_nbytes = 100, .aio_lio_opcode = LIO_READ};
+        struct aiocb *list[] = {&request};
+        if (way < 2) SHOW(splice(e.client, NULL, ends[1], NULL, 100, 0)), SHOW(read(ends[0], bytes, 100));
+        else if (way < 4) SHOW(sendfile(ends[1], e.client, NULL, 100)), SHOW(read(ends[0], bytes, 100));
+        else if (way < 6) {
+            FILE *stream = fdopen(dup(e.client), "r");
+            SHOW(fread(bytes, 1, 100, stream));
+            SHOW(feof(stream));
+            fclose(stream);
+        } else if (way < 8) SHOW(aio_read(&request));
+        else SHOW(lio_listio(LIO_WAIT, list, 1, NULL));
+        if (way >= 6) {
+            SHOW(aio_suspend((const struct aiocb **)list, 1, NULL));
+            SHOW(aio_return(&request));
+        }
+        for (int i = 0; i < 30; i++) say("%d ", bytes[i]);
+        SHOW(recv(e.client, bytes, 100, MSG_DONTWAIT));
+        SHOW(revents(e.client));
+        SHOW(send(e.client, bytes, 1, MSG_NOSIGNAL));
+        if (!(way & 1)) close(e.server);
+        close(e.client);
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
+// Who writes past the calls of sockets need not have read what lies there.
+static void written_beside_a_remainder(void) {
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        int ends[2];
+        pipe(ends);
+        SHOW(write(e.server, bytes, 29));
+        SHOW(shutdown(e.server, SHUT_WR));
+        await_events(e.client, POLLIN | POLLRDHUP);
+        struct aiocb request = {.aio_fildes = e.client, .aio_buf = "written", .aio_nbytes = 7, .aio_lio_opcode = LIO_WRITE};
+        struct aiocb *list[] = {&request};
+        if (way == 0) SHOW(write(ends[1], "written", 7)), SHOW(splice(ends[0], NULL, e.client, NULL, 7, 0));
+        if (way == 1) SHOW(aio_write(&request)), SHOW(aio_suspend((const struct aiocb **)list, 1, NULL)), SHOW(aio_return(&request));
+        if (way == 2) SHOW(lio_listio(LIO_WAIT, list, 1, NULL)), SHOW(aio_return(&request));
+        SHOW(recv(e.server, bytes, 100, 0));
+        say("%.7s\n", bytes);
+        SHOW(write(e.client, "more", 4));
+        SHOW(recv(e.server, bytes, 4, MSG_WAITALL));
+        SHOW(recv(e.client, bytes, 100, 0));
+        SHOW(recv(e.client, bytes, 100, 0));
+        close_ends(e);
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
+// recvmmsg tells of a reset before it looks for data; recvmsg behind them.
+static void reset_before_messages(void) {
+    for (int way = 0; way < 2; way++) {
+        struct ends e = make_ends();
+        int child = fork();
+        if (!child) {
+            write(e.server, "last", 4);
+            pause();
+        }
+        close(e.server);
+        SHOW(write(e.client, "unread", 6));
+        SHOW(recv(e.client, bytes, 1, MSG_PEEK));
+        kill(child, SIGKILL);
+        while (waitpid(child, NULL, 0) < 0) {}
+        usleep(20000);  // nobody has asked since
+        struct iovec pieces[2] = {{bytes, 4}, {bytes + 4, 4}};
+        struct mmsghdr list[2] = {{.msg_hdr = {.msg_iov = &pieces[0], .msg_iovlen = 1}}, {.msg_hdr = {.msg_iov = &pieces[1], .msg_iovlen = 1}}};
+        if (way) SHOW(recv(e.client, bytes, 2, 0));
+        for (int i = 0; i < 3; i++) SHOW(recvmmsg(e.client, list, 2, MSG_DONTWAIT, NULL));
+        SHOW(revents(e.client));
+        SHOW(recv(e.client, bytes, 4, MSG_DONTWAIT));
+        close(e.client);
+    }
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -508,6 +601,9 @@ int main(int count, char **arguments) {
     CASE(options_in_between);
     CASE(told_once);
     CASE(splices_after_ends);
+    CASE(read_after_both_ends);
+    CASE(written_beside_a_remainder);
+    CASE(reset_before_messages);
     printf("%d different\n", failures);
     return failures != 0;
 }

@@ -3,10 +3,13 @@
     left.py HOW ENDS [BYTES]
 
 HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, filter (run, but
-what is said at last this program says), spawn (posix_spawn), pass (SCM_RIGHTS), pass-plain; by exec after two helpers have
-inherited it by mistake (helpers), or with no descriptor left that is not in use (full), or to be had (none); or not at all, since
-this program reads it by splice. How the peer ENDS: exit, close, killed; or half (its sending half only, and prints what it is
-answered), image (it becomes another program, which says more and goes on like half). Prints what was read and expected."""
+what is said at last this program says), run-first (what is said at last is said first, with the end of it), run-shut (this
+program shuts down its sending half meanwhile; also prints what processor time the relay has taken), run-stopped (this program
+stops the relay by SIGTERM), spawn (posix_spawn), pass
+(SCM_RIGHTS), pass-plain; by exec after two helpers have inherited it by mistake (helpers), or with no descriptor left that is not
+in use (full), or to be had (none); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or
+half (its sending half only, and prints what it is answered), image (it becomes another program, which says more and goes on like
+half), listens (the same, but it is answered before it says more). Prints what was read and expected."""
 import hashlib
 import os
 import resource
@@ -17,14 +20,22 @@ import subprocess
 import sys
 import time
 
-READER = ("import hashlib,os,sys\ndata=b''\nwhile True:\n    try: piece=os.read(0,70000)\n"
+READER = ("import hashlib,os,socket,sys,time\ndata=b''\nif sys.argv[1]=='first':\n    os.write(0,b'reply')\n"
+          "    socket.socket(fileno=os.dup(0)).shutdown(socket.SHUT_WR)\n    time.sleep(0.5)\n"
+          "while True:\n    try: piece=os.read(0,70000)\n"
           "    except ConnectionResetError: sys.exit(print('read reset'))\n    if not piece: break\n    data+=piece\n"
           "print('read',len(data),hashlib.sha256(data).hexdigest(),flush=True)\n"
+          "if sys.argv[1]=='watches':\n    time.sleep(1)\n    ticks=0\n    for pid in filter(str.isdigit,os.listdir('/proc')):\n"
+          "        try: stat=open(f'/proc/{pid}/stat').read()\n        except OSError: continue\n"
+          "        if '(socksw-relay)' in stat: ticks+=sum(map(int,stat.rsplit(')',1)[1].split()[11:13]))\n"
+          "    print('relay',ticks,flush=True)\n"
           "if sys.argv[1]=='answers':\n    os.write(0,b'reply')\n    os.close(0)\n"
           "    try: os.wait()\n    except ChildProcessError: pass")
 
-IMAGE = ("import socket,sys\nconnection=socket.socket(fileno=int(sys.argv[1]))\nconnection.sendall(sys.argv[2].encode())\n"
-         "connection.shutdown(1)\nprint('answer',connection.recv(100).decode(),file=sys.stderr,flush=True)")
+IMAGE = ("import socket,sys,time\nconnection=socket.socket(fileno=int(sys.argv[1]))\n"
+         "def listen(): print('answer',connection.recv(100).decode(),file=sys.stderr,flush=True)\n"
+         "if sys.argv[3]=='listens':\n    listen()\n    time.sleep(0.3)\n"
+         "connection.sendall(sys.argv[2].encode())\nconnection.shutdown(1)\nif sys.argv[3]=='image': listen()")
 MORE = "more" * 250
 
 
@@ -55,9 +66,9 @@ def peer(listener, last, ends):
     if ends == "half":
         connection.shutdown(socket.SHUT_WR)
         print("answer", connection.recv(100).decode(), file=sys.stderr, flush=True)
-    if ends == "image":
+    if ends in ("image", "listens"):
         os.set_inheritable(connection.fileno(), True)
-        os.execv(sys.executable, [sys.executable, "-c", IMAGE, str(connection.fileno()), MORE])
+        os.execv(sys.executable, [sys.executable, "-c", IMAGE, str(connection.fileno()), MORE, ends])
     if ends == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     os._exit(0)
@@ -103,17 +114,19 @@ def main():
             connection.sendall(b"ping")
             exactly(connection, 4)
     connection.sendall(b"last")
-    answers = ends in ("half", "image")
+    says_more = ends in ("image", "listens")
+    answers = ends == "half" or says_more
     if ends == "close" or answers:
-        time.sleep(0.3 + 0.3 * (ends == "image"))
+        time.sleep(0.3 + 0.3 * says_more)
     else:
         server.wait(20)
     print("over TCP", over_tcp(connection) - before)
-    last += MORE.encode() * (ends == "image")
+    last += MORE.encode() * says_more
     print("expected", len(last), hashlib.sha256(last).hexdigest(), flush=True)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("LD_PRELOAD")}
     speaks = answers and how in ("filter", "splice")
-    reader = [sys.executable, "-c", READER, "answers" if answers and not speaks else "reads"]
+    does = {"run-first": "first", "run-shut": "watches"}.get(how, "answers" if answers and not speaks else "reads")
+    reader = [sys.executable, "-c", READER, does]
     environment = plain if how.endswith("-plain") else dict(os.environ)
     if how == "helpers":
         os.set_inheritable(connection.fileno(), True)
@@ -131,6 +144,23 @@ def main():
         socket.send_fds(ours, [b"x"], [connection.fileno()])
         connection.close()
         assert child.wait(20) == 0
+    elif how == "run-shut":
+        child = subprocess.Popen(reader, stdin=connection, env=environment)
+        time.sleep(0.3)
+        connection.shutdown(socket.SHUT_WR)
+        assert child.wait(20) == 0
+    elif how == "run-stopped":
+        child = subprocess.Popen(reader, stdin=connection, env=environment)
+        time.sleep(0.3)
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/comm") as name:
+                    if name.read() == "socksw-relay\n":
+                        os.kill(int(pid), signal.SIGTERM)
+            except OSError:
+                pass
+        assert child.wait(20) == 0
+        answers = False
     elif how == "filter" or how.startswith("run"):
         subprocess.run(reader, stdin=connection, env=environment, check=True)
     elif how == "spawn":

@@ -5,9 +5,9 @@
 //     StreamPair client --port P [options]            prints one line of JSON at the end
 //     StreamPair both [options]                       both ends in this process
 //
-// Options: --seed S  --seconds N  --connections N (at a time)  --minimum-bytes N
-// --maximum-bytes N (a direction)  --count N (connections in
-// all)  --first N (number of the first connection)  --only KIND|LAYOUT|WAITING,… (87 bytes)  --stall N (seconds without progress that are a failure)  --address A  --keep-server
+// Options: --seed S  --seconds N  --connections N (at a time)  --minimum-bytes N  --maximum-bytes N (a direction)
+// --count N (connections in all)  --first N (number of the first connection)  --only KIND|LAYOUT|WAITING,… (87 bytes)
+// --stall N (seconds without progress that are a failure)  --address A  --keep-server
 // --user U (becomes this user first; needs root)
 
 import CProgramSupport

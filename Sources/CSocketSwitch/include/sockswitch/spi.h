@@ -176,7 +176,7 @@ enum {
     SOCKSWITCH_REASON_NO_PROVIDER = 5,  // no provider serves the destination's subnet
     SOCKSWITCH_REASON_NO_SERVICE = 6,  // sockswitchd does not answer
     SOCKSWITCH_REASON_SERVICE_NOT_TRUSTED = 7,  // sockswitchd belongs to another user
-    SOCKSWITCH_REASON_PEER_NOT_SWITCHED = 8,  // the peer does not run under sockswitch
+    SOCKSWITCH_REASON_PEER_NOT_SWITCHED = 8,  // the peer is unknown here: not under sockswitch, or with another service
     SOCKSWITCH_REASON_WAITING_FOR_PEER = 9,  // waiting for the peer's announcement
     SOCKSWITCH_REASON_NEGOTIATING = 10,  // companion connected, session being negotiated
     SOCKSWITCH_REASON_SHARED_BEFORE_UPGRADE = 11,  // shared with another process before the companion was up
@@ -185,16 +185,16 @@ enum {
     SOCKSWITCH_REASON_COMPANION_FAILED = 14,  // the provider failed to set up the companion
     SOCKSWITCH_REASON_UNSUPPORTED_OPTION = 15,  // a socket option or call that the companion cannot serve
     SOCKSWITCH_REASON_URGENT_DATA = 16,  // urgent data was sent
-    SOCKSWITCH_REASON_PEER_ENDED = 17,  // the peer has closed its side
+    SOCKSWITCH_REASON_PEER_ENDED = 17,  // the connection, or one direction of it, is closed
     SOCKSWITCH_REASON_PROTOCOL_VIOLATION = 18,  // the peer broke the session protocol
     SOCKSWITCH_REASON_POSITION_UNKNOWN = 19,  // the kernel's byte counters disagree
     SOCKSWITCH_REASON_RING_STALLED = 20,  // the peer did not read; TCP's buffers took over
     SOCKSWITCH_REASON_NOT_INVITED = 21,  // nothing sent since the reader could be moved, or it has not called in yet
-    SOCKSWITCH_REASON_NESTED_EPOLL = 22,  // an epoll set inside another one watches it
+    SOCKSWITCH_REASON_NESTED_EPOLL = 22,  // reserved (an epoll set inside another one watches it: it moves)
     SOCKSWITCH_REASON_SOCKET_TABLE_FULL = 23,  // the socket table is full
     SOCKSWITCH_REASON_HANDED_OVER = 24,  // passed to another program
     SOCKSWITCH_REASON_PEER_POLICY = 25,  // the peer keeps it on TCP
-    SOCKSWITCH_REASON_IO_URING = 26,  // the process has an io_uring
+    SOCKSWITCH_REASON_IO_URING = 26,  // the program has an io_uring that may move sockets' data past the switch
     SOCKSWITCH_REASON_UNUSED = 27,  // nothing has been sent this way since it can move
     SOCKSWITCH_REASON_PLAIN_CALL = 28,  // a thread is inside a call of the kernel that began before it could move
 };
@@ -273,7 +273,7 @@ typedef struct WSPPROC_TABLE {
     int (*lpWSPCleanup)(int *lpErrno);
 
     /// Makes a companion (WSD-C5). Calls WPUCreateSocketHandle and keeps the handle until WSPCloseSocket. Made for
-    /// every connection of the program, of which most never use it: should cost memory at most.
+    /// listeners and for connections that have proved worth it, once more for questions: should cost memory at most.
     /// - af: AF_INET or AF_INET6, else EAFNOSUPPORT (WSAEAFNOSUPPORT).
     /// - type: SOCK_STREAM, else ESOCKTNOSUPPORT (WSAESOCKTNOSUPPORT); SOCK_NONBLOCK and SOCK_CLOEXEC may be added
     ///   and mean nothing. A raw or datagram socket is never asked for (WSD-C2).
