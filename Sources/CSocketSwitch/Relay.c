@@ -38,19 +38,25 @@ static void reset_on_close(int fd, int does) {
     ss_sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 }
 
-/// The one who was given this connection has closed it, and not only shut down its sending half.
-static int has_user_left(const struct direction *answer) { return is_over(answer) && ss_peer_is_orphan(answer->from); }
-
-/// Until both directions have ended; where others have the socket, at the latest when the one who was given this connection has
-/// closed it: what follows is theirs. Whatever else ends it, SIGTERM, too, resets.
-static void relay(struct direction *one, struct direction *other) {
+/// Until both directions have ended. Where others have the socket, and when `stop` is readable, at the latest when the one who was
+/// given this connection has closed it: what follows is theirs, or nobody's. Whatever else ends it resets.
+static void relay(struct direction *one, struct direction *other, int stop) {
     struct direction *both[] = {one, other};
     if (!other->is_shared) reset_on_close(one->from, 1);
     reset_on_close(other->from, 1);
-    int has_hung_up[2] = {0, 0};
+    int has_hung_up[2] = {0, 0}, is_stopping = 0;
+    uint64_t ended = 0;
     while (!is_over(one) || !is_over(other)) {
-        if (other->is_shared && has_user_left(other)) break;
-        struct pollfd list[2] = {{.fd = one->from}, {.fd = other->from}};
+        int may_leave = is_over(other) && (other->is_shared || is_stopping);
+        // Its user has closed, or shut down its sending half: then it is still there after a while. (Who dies tells its end before it
+        // lets go.) And those who have the socket do not end the half in its place.
+        if (may_leave) {
+            if (ss_peer_of(other->from) != SS_PEER_HELD) break;
+            uint64_t now = ss_monotonic_ns();
+            if (ended == 0) ended = now;
+            if (now - ended >= 100000000 && other->is_shared) ss_sys_shutdown(other->to, SHUT_WR);
+        }
+        struct pollfd list[3] = {{.fd = one->from}, {.fd = other->from}, {.fd = is_stopping ? -1 : stop, .events = POLLIN}};
         for (int i = 0; i < 2; i++) {
             if (is_over(both[i])) continue;
             if (both[i]->start == both[i]->end) list[i].events |= POLLIN;
@@ -61,8 +67,9 @@ static void relay(struct direction *one, struct direction *other) {
             if (list[i].events == 0 && (has_hung_up[i] || !both[i]->has_ended || is_over(both[1 - i]))) list[i].fd = -1;
         // (Who has shut down its sending half closes without a word.)
         struct timespec now_and_then = {.tv_nsec = 200000000};
-        long result = ss_sys_ppoll(list, 2, other->is_shared && is_over(other) ? &now_and_then : NULL, NULL);
+        long result = ss_sys_ppoll(list, 3, may_leave ? &now_and_then : NULL, NULL);
         if (result < 0 && result != -EINTR) return;
+        if (list[2].revents) is_stopping = 1;
         for (int i = 0; i < 2; i++) has_hung_up[i] |= list[i].revents & POLLHUP;
         int is_broken = (list[0].revents | list[1].revents) & POLLERR;
         for (int i = 0; i < 2 && !is_broken; i++) is_broken = !is_over(both[i]) && !move(both[i]);
@@ -82,15 +89,13 @@ static __attribute__((noreturn)) void run_relay(
     if (low > 0) ss_sys_close_range(0, low - 1, 0);
     if (high > low + 1) ss_sys_close_range(low + 1, high - 1, 0);
     ss_sys_close_range(high + 1, ~0u, 0);
-    // Who stops the maker's unit or container stops this, too. All other signals stay blocked.
-    struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } standard = {0};
+    // Who stops the maker's unit or container stops this, too, but not before its user. (All signals stay blocked.)
     uint64_t termination = 1ull << (SIGTERM - 1);
-    ss_syscall6(SYS_rt_sigaction, SIGTERM, (long)&standard, 0, 8, 0, 0);
-    ss_sys_sigprocmask(SIG_UNBLOCK, &termination, NULL);
+    int stop = (int)ss_syscall6(SYS_signalfd4, -1, (long)&termination, 8, 0, 0, 0);
     static char back[16384];  // the stack may be a small one of the program's
     struct direction forth = {.from = socket, .to = relayed, .bytes = bytes, .start = sent, .end = count, .room = room};
     struct direction answer = {.from = relayed, .to = socket, .bytes = back, .room = sizeof back, .is_shared = is_shared};
-    relay(&forth, &answer);
+    relay(&forth, &answer, stop);
     for (;;) ss_syscall6(SYS_exit_group, 0, 0, 0, 0, 0, 0);
 }
 

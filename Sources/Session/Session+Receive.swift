@@ -331,10 +331,7 @@ extension Session {
             return -Int(error)
         }
         // One that is told of by the session alone (`answerDeath`).
-        if isDual, slot.sendLock.lock() == .acquired {
-            if isUp { noteTCPEnd(fd) }
-            slot.sendLock.unlock()
-        }
+        if isDual { lookForEnd(fd) }
         return takeReset() ? -Int(ECONNRESET) : 0
     }
 

@@ -301,6 +301,13 @@ extension Session {
         }
     }
 
+    /// The same without a lock. Who holds the send lock looks by itself.
+    package func lookForEnd(_ fd: Int32) {
+        guard slot.sendLock.tryLock() else { return }
+        if isUp { noteTCPEnd(fd) }
+        slot.sendLock.unlock()
+    }
+
     /// A peer that closes says so in the window, and resets the connection if it has not read everything. One that is killed, or
     /// becomes another program, cannot: its kernel, which knows nothing of the ring, sends a FIN. Then the program gets here what
     /// TCP would have told it. The kernel's socket gets it, too: the peer's socket, which nobody has any more, answers a byte

@@ -129,8 +129,9 @@ func isStill(_ fd: Int32, _ index: Int) -> Bool {
         let bytes = UnsafeMutableRawPointer(pointer)
         let address = CompactAddress(bytes + 128)
         var length: UInt32 = 128
-        guard ss_sys_getpeername(fd, bytes, &length) == 0, address.set(bytes, length: Int(length)),
-            address.port == slot.peerAddress.port
+        // (After the end of both halves the kernel does not know the peer any more.)
+        let result = ss_sys_getpeername(fd, bytes, &length)
+        guard result == -Int(ENOTCONN) || result == 0 && address.set(bytes, length: Int(length)) && address.port == slot.peerAddress.port
         else { return false }
         length = 128
         // The ports alone: a program may connect to the wildcard address, which the kernel takes for another.

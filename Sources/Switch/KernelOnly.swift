@@ -95,7 +95,8 @@ package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver, leaves:
         // Unless the session came up at this moment.
         if !session.isDual { return true }
     }
-    // The kernel has told of a reset and will not again: only the session can tell the program.
+    // The kernel has told of a reset and will not again, or it would not know of one: only the session can tell the program.
+    if reason == .unsupportedOption { session.lookForEnd(fd) }
     let mayGo = reason != .unsupportedOption || !session.has(Slot.Flags.resetSeen)
     guard mayGo, session.handOver(fd, reason, leaves: leaves) else {
         session.slot.flags.setBits(Slot.Flags.owesHandOver)

@@ -559,10 +559,15 @@ class Left(ProcessCase):
             self.assertEqual(lines["read"], lines["expected"])
             self.assertLess(int(lines["relay"]), 20, "hundredths of a second, while it only waits")
 
-    def test_the_relay_is_stopped(self):
-        """By whoever stops all of a unit or container: an error then, no clean end. (TCP has no relay.)"""
-        if not settings.plain:
-            self.assertEqual(self.said(True, "run-stopped", "listens")["read"], "reset")
+    def test_the_relay_is_told_to_stop(self):
+        """By whoever stops all of a unit or container: not before its user does."""
+        self.check("run-stopped", "half")
+
+    def test_after_both_ends(self):
+        for end in ("exit", "close", "half"):
+            for switched in (False, True):
+                lines = self.said(switched, "shut", end)
+                self.assertEqual(lines["read"], lines["expected"], f"{end}, switched: {switched}")
 
     def test_by_splice(self):
         self.check("splice", "exit", "half", "image")

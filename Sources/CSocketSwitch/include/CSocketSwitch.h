@@ -259,15 +259,17 @@ static inline long ss_tcp_positions_of(int fd, struct ss_tcp_positions *out) {
     return 0;
 }
 
-/// Whether the other end of a TCP connection, which has been accepted, is a socket of this host (and network namespace) that no
-/// process has any more. 0: it is not, or the kernel does not say. Some ten microseconds.
-int ss_peer_is_orphan(int fd);
+/// The other end of a TCP connection, which has been accepted, in this network namespace: a socket that a process has, or none has
+/// any more, or there is none (it is on another host, or was). Some ten microseconds.
+enum ss_peer { SS_PEER_UNKNOWN, SS_PEER_HELD, SS_PEER_ORPHAN, SS_PEER_GONE };
+enum ss_peer ss_peer_of(int fd);
+static inline int ss_peer_is_orphan(int fd) { return ss_peer_of(fd) == SS_PEER_ORPHAN; }
 
 /// Makes a process that relays between the connections `socket` and `relayed`, both ways, until both have ended: first the bytes
 /// from `sent` up to `count` at `bytes` to `relayed`, then what `socket` receives, up to `room` bytes at once; an end or a failure
 /// of one becomes the other's. `is_shared`: others have `socket`, too; then nothing ends it, and the relay is over when the user of
 /// the other connection has closed. The memory must be private. The process is nobody's child, gets no signal of the terminal's,
-/// and has no other descriptor. The caller keeps both sockets. 0: it could not be made.
+/// and has no descriptor of its maker's but these. The caller keeps both sockets. 0: it could not be made.
 int ss_start_relay(int socket, int relayed, void *bytes, size_t sent, size_t count, size_t room, int is_shared);
 
 // MARK: Storage

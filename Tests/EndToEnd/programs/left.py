@@ -5,11 +5,11 @@
 HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, filter (run, but
 what is said at last this program says), run-first (what is said at last is said first, with the end of it), run-shut (this
 program shuts down its sending half meanwhile; also prints what processor time the relay has taken), run-stopped (this program
-stops the relay by SIGTERM), spawn (posix_spawn), pass
+sends the relay a SIGTERM), shut (run, after this program has shut down its sending half), spawn (posix_spawn), pass
 (SCM_RIGHTS), pass-plain; by exec after two helpers have inherited it by mistake (helpers), or with no descriptor left that is not
 in use (full), or to be had (none); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or
 half (its sending half only, and prints what it is answered), image (it becomes another program, which says more and goes on like
-half), listens (the same, but it is answered before it says more). Prints what was read and expected."""
+half), listens (the same, but it is answered, and told the end, before it says more). Prints what was read and expected."""
 import hashlib
 import os
 import resource
@@ -34,7 +34,7 @@ READER = ("import hashlib,os,socket,sys,time\ndata=b''\nif sys.argv[1]=='first':
 
 IMAGE = ("import socket,sys,time\nconnection=socket.socket(fileno=int(sys.argv[1]))\n"
          "def listen(): print('answer',connection.recv(100).decode(),file=sys.stderr,flush=True)\n"
-         "if sys.argv[3]=='listens':\n    listen()\n    time.sleep(0.3)\n"
+         "if sys.argv[3]=='listens':\n    listen()\n    assert connection.recv(1)==b''\n"
          "connection.sendall(sys.argv[2].encode())\nconnection.shutdown(1)\nif sys.argv[3]=='image': listen()")
 MORE = "more" * 250
 
@@ -125,7 +125,7 @@ def main():
     print("expected", len(last), hashlib.sha256(last).hexdigest(), flush=True)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("LD_PRELOAD")}
     speaks = answers and how in ("filter", "splice")
-    does = {"run-first": "first", "run-shut": "watches"}.get(how, "answers" if answers and not speaks else "reads")
+    does = {"run-first": "first", "run-shut": "watches", "shut": "reads"}.get(how, "answers" if answers and not speaks else "reads")
     reader = [sys.executable, "-c", READER, does]
     environment = plain if how.endswith("-plain") else dict(os.environ)
     if how == "helpers":
@@ -160,8 +160,10 @@ def main():
             except OSError:
                 pass
         assert child.wait(20) == 0
-        answers = False
-    elif how == "filter" or how.startswith("run"):
+    elif how in ("filter", "shut") or how.startswith("run"):
+        if how == "shut":
+            connection.shutdown(socket.SHUT_WR)
+            time.sleep(0.1)
         subprocess.run(reader, stdin=connection, env=environment, check=True)
     elif how == "spawn":
         child = os.posix_spawn(reader[0], reader, environment, file_actions=[(os.POSIX_SPAWN_DUP2, connection.fileno(), 0)])
