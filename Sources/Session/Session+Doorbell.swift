@@ -87,8 +87,20 @@ extension Session {
     }
 
     /// Somebody else may rely on the doorbell: a sleeper or an epoll set of this process, or another process.
-    private var receiversMayWait: Bool {
+    var receiversMayWait: Bool {
         doorbellSleepers.load() != 0 || slot.holders.load() > 1 || connection.pointee.firstRegistration != 0
+    }
+
+    /// The doorbell has been silenced, and other processes sleep on it, too. What it rang for may have been theirs: if there is
+    /// something, it rings again, and the answer is false. If not, their numbers may have been rung for what is silent now; a new one
+    /// rings for all of them.
+    package func staysSilentForRelatives() -> Bool {
+        armReceive()
+        let wantsRoom = slot.roomWanted.load() != 0
+        if wantsRoom { armSend() }
+        guard looksReadable || isRewound || hasNews || wantsRoom && looksWritable else { return true }
+        ringOurselves()
+        return false
     }
 
     /// Silences our own doorbell for a caller who knows that nobody else in this process or family sleeps on it.

@@ -101,7 +101,7 @@ extension Session {
         if looksReadable || hasNews || isRewound {
             stopSleepingOnDoorbell()
             // This thread may leave some of it to those whose ring it has just silenced.
-            if drained, doorbellSleepers.load() != 0 { ringOurselves() }
+            if drained, receiversMayWait { ringOurselves() }
             return leaveWatch(0)
         }
         // What TCP has ready lies behind a cut that the ring has not reached: no reason to wake up.
@@ -179,7 +179,7 @@ extension Session {
     }
 
     /// The connection was broken off, or its companion was lost: an attempt will say so.
-    private var hasNews: Bool {
+    var hasNews: Bool {
         has(Slot.Flags.broken) || connection.pointee.writer?.hasFailed ?? false && !has(Slot.Flags.tcpOnly | Slot.Flags.peerGone)
     }
 

@@ -79,14 +79,19 @@ struct EpollWaiter {
     static var goOn: Int { Int.min }
 
     /// Without a dual socket in the set. `goOn`: one appeared.
-    func waitPlainly(_ timeout: UnsafePointer<timespec>?) -> Int {
+    mutating func waitPlainly(_ timeout: UnsafePointer<timespec>?) -> Int {
         set.sleepers.add(1)
+        // Who makes a socket dual looks at `sleepers` afterwards.
+        if set.dualCount.loadSequential() != 0 {
+            set.sleepers.subtract(1)
+            return EpollWaiter.goOn
+        }
         let result = kernelWait(root, descriptor, events, Int32(truncatingIfNeeded: maximum), timeout, mask)
         if outlivesSet { return withoutOurs(result) }
         set.sleepers.subtract(1)
         if result <= 0 || !set.has(EpollSet.Flags.tags) { return result }
         let kept = sift(0, result)
-        if kept > 0 { return kept }
+        if kept > 0 { return leave(kept) }
         return deadline == Deadline.now && set.dualCount.load() == 0 ? 0 : EpollWaiter.goOn
     }
 

@@ -301,7 +301,8 @@ extension EpollSet {
     func watchTCP(_ root: ReadinessRoot, _ index: UInt32) {
         let one = root.registration(index)
         let needed = one.neededKernelEvents(sendsOnTCP: sessionOf(one.socket).sendsOnTCP)
-        if needed & ~one.kernelEvents == 0 || isRelatives(one) { return }
+        // (The number of an orphan may be another socket's by now.)
+        if needed & ~one.kernelEvents == 0 || isRelatives(one) || socketIndex(one.descriptor) != one.socket { return }
         let operation = one.kernelEvents == 0 ? ControlOperation.add : ControlOperation.modify
         one.kernelEvents |= needed
         var event = epoll_event()
@@ -452,17 +453,26 @@ extension EpollSet {
         lock.unlock()
     }
 
-    /// Makes the set ready in the kernel's eyes: changing a registration makes the kernel look at it anew, and TCP has room
+    /// A thread that went to sleep before this registration waited for room does not count the time after which a reader is taken
+    /// to have stopped (`armAll`): it is woken for that, and sleeps on. Under the lock.
+    func letSleeperCount(_ one: Registration) {
+        if sleepers.loadSequential() != 0, one.waitsForRoom { sessionOf(one.socket).ringOurselves() }
+    }
+
+    /// Makes the set ready in the kernel's eyes: changing a registration makes the kernel look at it anew, and TCP mostly has room
     /// while its direction is carried elsewhere. Otherwise the doorbell does it. Under the lock.
     func kick(_ root: ReadinessRoot, _ index: UInt32) {
         let one = root.registration(index)
         let session = sessionOf(one.socket)
         // Silent, and not in the kernel's set; or a relative's words are there.
         if one.kernelEvents == 0 || isRelatives(one) { return }
+        // The number of an orphan may be another socket's by now.
+        if socketIndex(one.descriptor) != one.socket { return session.ringOurselves() }
         one.kernelEvents |= Interest.output
         var event = epoll_event()
         ss_event_set(&event, 0, one.kernelEvents, Tag.make(root, index, one.generation, doorbell: false))
         let result = ss_sys_epoll_ctl(descriptor, ControlOperation.modify, one.descriptor, &event)
-        if result < 0 || session.sendsOnTCP { session.ringOurselves() }
+        let isTold = result == 0 && !session.sendsOnTCP && Session.kernelEvents(one.polled, EPOLLOUT.rawValue) & EPOLLOUT.rawValue != 0
+        if !isTold { session.ringOurselves() }
     }
 }

@@ -225,7 +225,7 @@ package func readinessKick(_ socket: Int) {
             if container.lock.lock() == .acquired {
                 container.heat(root, index)
                 one.insert(Registration.State.edge)
-                if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) { container.kick(root, index) }
+                if container.sleepers.loadSequential() != 0 || container.has(EpollSet.Flags.nested) { container.kick(root, index) }
                 container.lock.unlock()
             } else {
                 container.flags.setBits(EpollSet.Flags.attention)
@@ -256,10 +256,10 @@ private func awaitRoom(_ socket: Int) {
             let container = root.set(Int(one.set))
             if container.lock.lock() == .acquired {
                 container.heat(root, index)
-                if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) {
+                if container.sleepers.loadSequential() != 0 || container.has(EpollSet.Flags.nested) {
                     one.arm()
                     let found = sessionOf(socket).readiness(one.polled, one.events & Interest.events)
-                    if found & Interest.writing != 0 { container.kick(root, index) }
+                    if found & Interest.writing != 0 { container.kick(root, index) } else { container.letSleeperCount(one) }
                 }
                 container.lock.unlock()
             } else {

@@ -216,10 +216,11 @@ extension ReadinessRoot {
         one.since = container.lookMark
         if before & Registration.State.hot == 0 { container.linkHot(self, index) }
         container.watchTCP(self, index)
-        if container.sleepers.load() != 0 || container.has(EpollSet.Flags.nested) {
+        if container.sleepers.loadSequential() != 0 || container.has(EpollSet.Flags.nested) {
             // A sleeper armed what was hot when it went to sleep; this one was not.
             one.arm()
-            if sessionOf(one.socket).readiness(one.polled, one.events & Interest.events) != 0 { container.kick(self, index) }
+            let found = sessionOf(one.socket).readiness(one.polled, one.events & Interest.events)
+            if found != 0 { container.kick(self, index) } else { container.letSleeperCount(one) }
         }
         container.lock.unlock()
     }

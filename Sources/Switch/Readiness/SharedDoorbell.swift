@@ -12,14 +12,15 @@ import StreamRing
 /// may rely on it, and it was left ringing. The caller arms and looks again.
 func silenceDoorbell(_ socket: Int) -> Bool {
     let session = sessionOf(socket)
-    guard session.doorbellSleepers.loadSequential() <= 1, session.slot.holders.load() <= 1, heatRegistrations(socket)
-    else { return false }
-    guard session.enterWatch() else { return true }
+    guard session.doorbellSleepers.loadSequential() <= 1, heatRegistrations(socket), session.enterWatch() else { return false }
+    defer { session.leaveWatch(0) }
     session.silenceDoorbell()
     // Somebody may have begun to sleep after the first look.
-    if session.doorbellSleepers.loadSequential() > 1 || !heatRegistrations(socket) { session.ringOurselves() }
-    session.leaveWatch(0)
-    return true
+    if session.doorbellSleepers.loadSequential() > 1 || !heatRegistrations(socket) {
+        session.ringOurselves()
+        return true
+    }
+    return session.slot.holders.load() <= 1 || session.staysSilentForRelatives()
 }
 
 /// Silences the doorbell of a socket that nothing is ready on, for the sake of the nested sets that it makes ready. Where

@@ -366,6 +366,123 @@ static void small_stacks(void) {
     SHOW(pthread_join(thread, NULL));
 }
 
+// A thread sleeps in epoll_wait for good, another one writes more than a ring holds, and nobody reads: TCP's buffers have room.
+static int sleeper_set, sleeper_wakes;
+static void *sleep_for_room(void *ignored) {
+    struct epoll_event event;
+    for (;;) {
+        if (epoll_wait(sleeper_set, &event, 1, -1) < 1) continue;
+        if (event.data.u32 == 2) return NULL;
+        __atomic_add_fetch(&sleeper_wakes, 1, __ATOMIC_RELEASE);
+    }
+}
+
+static void room_for_a_sleeper(void) {
+    static char much[1100000];
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        pthread_t thread;
+        int stop[2];
+        pipe(stop);
+        sleeper_set = epoll_create1(0);
+        uint32_t events = way == 0 ? EPOLLOUT | EPOLLET : EPOLLIN;
+        epoll_ctl(sleeper_set, EPOLL_CTL_ADD, e.client, &(struct epoll_event){events, {.u32 = 1}});
+        epoll_ctl(sleeper_set, EPOLL_CTL_ADD, stop[0], &(struct epoll_event){EPOLLIN, {.u32 = 2}});
+        sleeper_wakes = 0;
+        pthread_create(&thread, NULL, sleep_for_room, NULL);
+        usleep(30000);
+        size_t sent = 0;
+        while (sent < sizeof much) {
+            int before = __atomic_load_n(&sleeper_wakes, __ATOMIC_ACQUIRE);
+            long r = send(e.client, much + sent, sizeof much - sent, MSG_DONTWAIT);
+            if (r > 0) {
+                sent += r;
+                continue;
+            }
+            if (way) epoll_ctl(sleeper_set, EPOLL_CTL_MOD, e.client, &(struct epoll_event){EPOLLIN | EPOLLOUT | EPOLLONESHOT, {.u32 = 1}});
+            uint64_t end = milliseconds() + 8000;
+            while (__atomic_load_n(&sleeper_wakes, __ATOMIC_ACQUIRE) == before && milliseconds() < end) usleep(1000);
+            if (milliseconds() >= end) break;
+        }
+        SHOW(sent);
+        write(stop[1], "", 1);
+        pthread_join(thread, NULL);
+        close(sleeper_set);
+        close(stop[0]);
+        close(stop[1]);
+        close_ends(e);
+    }
+}
+
+// A number is closed while a copy of it is open, and given to another connection of the same set; then something happens to the
+// first one.
+static void number_of_another(void) {
+    struct ends one = make_ends();
+    int set = epoll_create1(0), number = one.client;
+    epoll_ctl(set, EPOLL_CTL_ADD, number, &(struct epoll_event){EPOLLIN | EPOLLET, {.u32 = 1}});
+    int copy = dup(number);
+    close(number);
+    struct ends other = make_ends();
+    if (other.client != number) {
+        dup2(other.client, number);
+        close(other.client);
+        other.client = number;
+    }
+    SHOW(epoll_ctl(set, EPOLL_CTL_ADD, number, &(struct epoll_event){EPOLLIN | EPOLLET, {.u32 = 2}}));
+    struct epoll_event events[4];
+    while (epoll_wait(set, events, 4, 50) > 0) continue;
+    pthread_t thread;
+    sleeper_set = set;
+    sleeper_wakes = 0;
+    pthread_create(&thread, NULL, sleep_for_room, NULL);
+    usleep(30000);
+    SHOW(shutdown(copy, SHUT_WR));
+    usleep(30000);
+    // The end of the thread, by an event of the second one.
+    SHOW(shutdown(other.server, SHUT_WR));
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 5;
+    SHOW(pthread_timedjoin_np(thread, NULL, &until));
+    close(copy);
+    close(one.server);
+    close_ends(other);
+    close(set);
+}
+
+// A child has the connection, too, and does nothing; who polls it sleeps all the same.
+static void idle_beside_a_child(void) {
+    struct ends e = make_ends();
+    pid_t child = fork();
+    if (!child) {
+        pause();
+        _exit(0);
+    }
+    char byte;
+    struct rusage before, after;
+    for (int way = 0; way < 2; way++) {
+        pid_t writer = fork();
+        if (!writer) {
+            usleep(50000);
+            _exit(write(e.client, "x", 1) != 1);
+        }
+        SHOW(poll(&(struct pollfd){e.server, POLLIN, 0}, 1, 5000));
+        SHOW(read(e.server, &byte, 1));
+        while (waitpid(writer, NULL, 0) < 0) {}
+        getrusage(RUSAGE_SELF, &before);
+        fd_set set;
+        FD_ZERO(&set);
+        FD_SET(e.server, &set);
+        if (way == 0) SHOW(poll(&(struct pollfd){e.server, POLLIN, 0}, 1, 300));
+        else SHOW(select(e.server + 1, &set, NULL, NULL, &(struct timeval){0, 300000}));
+        getrusage(RUSAGE_SELF, &after);
+        SHOW(after.ru_nvcsw - before.ru_nvcsw < 30);
+    }
+    kill(child, SIGKILL);
+    while (waitpid(child, NULL, 0) < 0) {}
+    close_ends(e);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -382,6 +499,9 @@ int main(int count, char **arguments) {
     CASE(sent_without_waiting);
     CASE(many_polled);
     CASE(many_sets);
+    CASE(room_for_a_sleeper);
+    CASE(number_of_another);
+    CASE(idle_beside_a_child);
     printf("%d different\n", failures);
     return failures != 0;
 }
