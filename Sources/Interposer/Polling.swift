@@ -72,7 +72,8 @@ private func descriptorLimit() -> UInt {
     _ count: Int32, _ read: UnsafeMutableRawPointer?, _ write: UnsafeMutableRawPointer?,
     _ except: UnsafeMutableRawPointer?, _ timeout: UnsafeMutablePointer<timeval>?
 ) -> Int32 {
-    containsTracked(count, read, write, except)
+    let count = switchSelectLength(count, read, write, except)
+    return containsTracked(count, read, write, except)
         ? trackedSelect(count, read, write, except, timeout) : ss_real.select(count, read, write, except, timeout)
 }
 
@@ -105,7 +106,8 @@ func trackedSelect(
     _ count: Int32, _ read: UnsafeMutableRawPointer?, _ write: UnsafeMutableRawPointer?,
     _ except: UnsafeMutableRawPointer?, _ timeout: UnsafePointer<timespec>?, _ mask: UnsafeRawPointer?
 ) -> Int32 {
-    containsTracked(count, read, write, except)
+    let count = switchSelectLength(count, read, write, except)
+    return containsTracked(count, read, write, except)
         ? trackedPselect(count, read, write, except, timeout, mask)
         : ss_real.pselect(count, read, write, except, timeout, mask)
 }
@@ -128,33 +130,23 @@ func trackedPselect(
     return Int32(truncatingIfNeeded: answerCancellable(switchSelect(count, read, write, except, &time, mask)))
 }
 
-/// Whether the switch has to do with one of the descriptors in the sets. Past the 1024 of an `fd_set` a set may be shorter
-/// than `count` says (the kernel stops at the process's descriptors): there only bits of tracked descriptors, which
-/// are open, are read.
+/// Whether the switch has to do with one of the descriptors in the sets. `count` is what `switchSelectLength` left.
 @inline(never)
 func containsTracked(
     _ count: Int32, _ read: UnsafeMutableRawPointer?, _ write: UnsafeMutableRawPointer?, _ except: UnsafeMutableRawPointer?
 ) -> Bool {
     guard count > 0, switchHasDescriptors else { return false }
     ss_guard_memory()
+    let end = min(count, Int32(SS_DESCRIPTORS))
     var first: Int32 = 0
-    while first < min(count, 1024) {
+    while first < end {
         var bits = word(read, first) | word(write, first) | word(except, first)
-        if count &- first < 64 { bits &= (1 &<< UInt(truncatingIfNeeded: count &- first)) &- 1 }
+        if end &- first < 64 { bits &= (1 &<< UInt(truncatingIfNeeded: end &- first)) &- 1 }
         while bits != 0 {
             if descriptorEntry(first &+ Int32(truncatingIfNeeded: bits.trailingZeroBitCount)) != 0 { return true }
             bits &= bits &- 1
         }
         first &+= 64
-    }
-    guard count > 1024 else { return false }
-    var fd: Int32 = 1024
-    while fd < min(count, Int32(SS_DESCRIPTORS)) {
-        if descriptorEntry(fd) != 0 {
-            let bits = word(read, fd) | word(write, fd) | word(except, fd)
-            if bits &>> UInt(truncatingIfNeeded: fd & 63) & 1 != 0 { return true }
-        }
-        fd &+= 1
     }
     return false
 }
@@ -167,11 +159,11 @@ private func word(_ set: UnsafeMutableRawPointer?, _ fd: Int32) -> UInt {
     return ss_guarded_copy8(&bits, set + Int(fd >> 6) &* 8) == 0 ? bits : 0
 }
 
-/// Whether the kernel could answer in these sets. It is not known how long they are past the 1024 of an `fd_set`.
+/// Whether the kernel could answer in these sets: it reads and writes whole words.
 private func areWritable(
     _ count: Int32, _ read: UnsafeMutableRawPointer?, _ write: UnsafeMutableRawPointer?, _ except: UnsafeMutableRawPointer?
 ) -> Bool {
-    let bytes = Int((min(max(count, 0), 1024) + 63) / 64) * 8
+    let bytes = (Int(max(count, 0)) + 63) / 64 * 8
     return (read == nil || ss_probe_program_memory(read, bytes) == 0)
         && (write == nil || ss_probe_program_memory(write, bytes) == 0)
         && (except == nil || ss_probe_program_memory(except, bytes) == 0)

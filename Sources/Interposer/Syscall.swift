@@ -9,9 +9,25 @@ import CSocketSwitch
     // Others, futex above all, are many: they must not pay for a search.
     let call = Int32(truncatingIfNeeded: number)
     if call == SYS_futex { return ss_real.syscall(number, a, b, c, d, e, f) }
+    let a = isSelect(call) ? selectLength(a, b, c, d) : a
     let arguments = SystemCallArguments(a: a, b: b, c: c, d: d, e: e, f: f)
     if arguments.isOfSwitch(call) { return arguments.perform(call) }
     return ss_real.syscall(number, a, b, c, d, e, f)
+}
+
+@inline(__always)
+private func isSelect(_ call: Int32) -> Bool {
+    #if arch(x86_64)
+    if call == SYS_select { return true }
+    #endif
+    return call == SYS_pselect6
+}
+
+/// The first argument of select, and of pselect6.
+private func selectLength(_ count: Int, _ read: Int, _ write: Int, _ except: Int) -> Int {
+    Int(switchSelectLength(
+        Int32(truncatingIfNeeded: count), UnsafeMutableRawPointer(bitPattern: read), UnsafeMutableRawPointer(bitPattern: write),
+        UnsafeMutableRawPointer(bitPattern: except)))
 }
 
 private struct SystemCallArguments {

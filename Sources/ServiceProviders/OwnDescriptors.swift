@@ -62,6 +62,8 @@ struct DescriptorPlacement {
             _ = ss_sys_close(fd)
             return -EMFILE
         }
+        providerHalfWord(ProviderState.ownMovesBegunOffset).add(1)
+        defer { providerHalfWord(ProviderState.ownMovesEndedOffset).add(1) }
         let moved = ss_sys_fcntl(fd, F_DUPFD_CLOEXEC, minimum)
         _ = ss_sys_close(fd)
         guard moved >= 0 else { return -EMFILE }
@@ -101,13 +103,30 @@ package func adoptOwn(_ first: Int32, _ second: Int32) -> (Int32, Int32) {
 /// Closes a descriptor that `adoptOwn` returned; a negative number is ignored.
 package func closeOwn(_ fd: Int32) {
     guard fd >= 0 else { return }
+    providerHalfWord(ProviderState.ownMovesBegunOffset).add(1)
     clearDescriptorEntry(fd)
     _ = ss_sys_close(fd)
+    providerHalfWord(ProviderState.ownMovesEndedOffset).add(1)
     providerHalfWord(ProviderState.ownDescriptorsOffset).subtract(1)
 }
 
 /// Descriptors that the library keeps in this process now.
 package var ownDescriptorCount: Int { Int(providerHalfWord(ProviderState.ownDescriptorsOffset).load()) }
+
+/// How often descriptors became the library's own or ceased to be; nil while one does. If it is the same before and after, an
+/// open descriptor that the table did not know meanwhile was the program's.
+///
+/// SYNC POINT: pairs with `DescriptorPlacement.move` and `closeOwn`, which count before the first step and after the last.
+package func ownDescriptorMoves() -> UInt32? {
+    fullFence()
+    let ended = providerHalfWord(ProviderState.ownMovesEndedOffset).load()
+    return providerHalfWord(ProviderState.ownMovesBegunOffset).load() == ended ? ended : nil
+}
+
+/// In a forked child: other threads' moves ended with them.
+func forgetDescriptorMoves() {
+    providerHalfWord(ProviderState.ownMovesEndedOffset).store(providerHalfWord(ProviderState.ownMovesBegunOffset).load())
+}
 
 // MARK: The program comes first
 

@@ -10,7 +10,7 @@ import StreamRing
 ///
 /// Everything below the first line is read and written under the providers' lock, unless it says otherwise.
 package struct ProviderState {
-    // The first 64 bytes are words, reached through `Word`, `HalfWord` and `FamilyLock` at these offsets.
+    // The first 72 bytes are words, reached through `Word`, `HalfWord` and `FamilyLock` at these offsets.
     static var lockOffset: Int { 0 }
     /// Descriptors that the library keeps (`HalfWord`).
     static var ownDescriptorsOffset: Int { 16 }
@@ -26,8 +26,11 @@ package struct ProviderState {
     static var poolOffset: Int { 40 }
     static var usedRecordsOffset: Int { 48 }
     static var freeRecordsOffset: Int { 56 }
+    /// How often the library began, and ended, to make a descriptor its own or to close one (`HalfWord`).
+    static var ownMovesBegunOffset: Int { 64 }
+    static var ownMovesEndedOffset: Int { 68 }
 
-    var words: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
+    var words: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64)
 
     /// Heads of doubly linked lists of records.
     var listening: RecordIndex

@@ -63,6 +63,7 @@ package func sharedMemoryProviderAfterForkInChild(process: Int32, mask: UInt64?)
     let state = providerState
     // Whoever held the lock exists no more, except when it was this thread, in the hook before the fork.
     HalfWord(ss_provider_state_address(), ProviderState.lockOffset).store(0)
+    forgetDescriptorMoves()
     let parentsMailbox = RendezvousClient.mailbox?.load() ?? 0
     state.pointee.pid = Int32(truncatingIfNeeded: ss_sys_getpid())
     state.pointee.process = process

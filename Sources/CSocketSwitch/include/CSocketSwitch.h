@@ -94,6 +94,8 @@ static inline long ss_sys_open_to_read(const char *path) { return ss_syscall6(SY
 static inline long ss_sys_read(int fd, void *p, size_t n) { return ss_syscall6(SYS_read, fd, (long)p, (long)n, 0, 0, 0); }
 static inline long ss_sys_write(int fd, const void *p, size_t n) { return ss_syscall6(SYS_write, fd, (long)p, (long)n, 0, 0, 0); }
 static inline long ss_sys_pread(int fd, void *p, size_t n, int64_t off) { return ss_syscall6(SYS_pread64, fd, (long)p, (long)n, (long)off, 0, 0); }
+static inline long ss_sys_lseek(int fd, int64_t at, int from) { return ss_syscall6(SYS_lseek, fd, (long)at, from, 0, 0, 0); }
+static inline long ss_sys_getdents64(int fd, void *p, size_t n) { return ss_syscall6(SYS_getdents64, fd, (long)p, (long)n, 0, 0, 0); }
 static inline long ss_sys_close(int fd) { return ss_syscall6(SYS_close, fd, 0, 0, 0, 0, 0); }
 static inline long ss_sys_close_range(unsigned a, unsigned b, int flags) { return ss_syscall6(SYS_close_range, a, b, flags, 0, 0, 0); }
 static inline long ss_sys_socket(int af, int type, int proto) { return ss_syscall6(SYS_socket, af, type, proto, 0, 0, 0); }

@@ -468,6 +468,179 @@ static void long_lists(void) {
     close_ends(e);
 }
 
+// Sets of 1,024 bits and a count that is far longer: the kernel stops at the end of the process's table of descriptors. A set
+// ends where no memory is, or is followed by bytes that must stay.
+static int calls_select(int how, int n, fd_set *read_set, fd_set *write_set, fd_set *except_set, int milliseconds) {
+    struct timeval limit = {milliseconds / 1000, milliseconds % 1000 * 1000};
+    struct timespec time = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+    extern int __select(int, fd_set *, fd_set *, fd_set *, struct timeval *);
+    switch (how) {
+    case 0: return select(n, read_set, write_set, except_set, &limit);
+    case 1: return pselect(n, read_set, write_set, except_set, &time, NULL);
+    case 2: return __select(n, read_set, write_set, except_set, &limit);
+    case 3: return syscall(SYS_pselect6, n, read_set, write_set, except_set, &time, NULL);
+#ifdef SYS_select
+    case 4: return syscall(SYS_select, n, read_set, write_set, except_set, &limit);
+#endif
+    default: return select(n, read_set, write_set, except_set, &limit);
+    }
+}
+
+static void select_counts(int *pipe_ends, struct ends e, char *sets, int room, int n) {
+    for (int how = 0; how < 5; how++) {
+        for (int which = 0; which < 3; which++) {
+            memset(sets, 0x5a, 3 * room);
+            fd_set *set[3];
+            for (int i = 0; i < 3; i++) {
+                set[i] = (void *)(sets + i * room);
+                FD_ZERO(set[i]);
+            }
+            if (which != 1) FD_SET(pipe_ends[0], set[0]), FD_SET(pipe_ends[1], set[1]);
+            if (which != 0) FD_SET(e.server, set[0]), FD_SET(e.client, set[1]), FD_SET(e.server, set[2]);
+            errno = 0;
+            int ready = calls_select(how, n, set[0], set[1], set[2], 1000);
+            int damage = 0;
+            for (int i = 0; i < 3; i++)
+                for (int at = sizeof(fd_set); at < room; at++) damage += ((char *)set[i])[at] != 0x5a;
+            say("%d %d: %d %s, %d%d %d%d%d, %d bytes changed\n", how, which, ready, ready < 0 ? strerrorname_np(errno) : "",
+                FD_ISSET(pipe_ends[0], set[0]), FD_ISSET(pipe_ends[1], set[1]), FD_ISSET(e.server, set[0]),
+                FD_ISSET(e.client, set[1]), FD_ISSET(e.server, set[2]), damage);
+            if (ready < 0 || damage) failures++;
+            // At the very end of what is mapped, one after the other; and none at all.
+            char *last = sets + 3 * room;
+            for (int i = 0; i < 3; i++) {
+                fd_set *end = (void *)(last - sizeof(fd_set));
+                FD_ZERO(end);
+                if (i == 1) FD_SET(which ? e.client : pipe_ends[1], end);
+                else FD_SET(which ? e.server : pipe_ends[0], end);
+                errno = 0;
+                ready = calls_select(how, n, i == 0 ? end : NULL, i == 1 ? end : NULL, i == 2 ? end : NULL, i == 2 ? 0 : 1000);
+                say("%d %d at the end: %d %s\n", how, i, ready, ready < 0 ? strerrorname_np(errno) : "");
+                if (ready != (i != 2)) failures++;
+            }
+        }
+        SHOW(calls_select(how, n, NULL, NULL, NULL, 1));
+    }
+}
+
+// Until another descriptor is EMFILE. 0 gives them back.
+static void take_descriptors(int take) {
+    static struct rlimit before;
+    static int taken[128], count;
+    if (take) {
+        getrlimit(RLIMIT_NOFILE, &before);
+        setrlimit(RLIMIT_NOFILE, &(struct rlimit){128, before.rlim_max});
+        for (count = 0; count < 128 && (taken[count] = dup(1)) >= 0;) count++;
+        SHOW(dup(1));
+    } else {
+        setrlimit(RLIMIT_NOFILE, &before);
+        while (count > 0) close(taken[--count]);
+    }
+}
+
+static void short_sets(void) {
+    struct ends e = make_ends();
+    int pipe_ends[2], room = 16384;
+    if (pipe(pipe_ends)) fail("pipe");
+    struct rlimit before, higher;
+    getrlimit(RLIMIT_NOFILE, &before);
+    higher = before;
+    higher.rlim_cur = before.rlim_max < 1 << 20 ? before.rlim_max : 1 << 20;
+    setrlimit(RLIMIT_NOFILE, &higher);
+    char *sets = mmap(NULL, 3 * room + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (sets == MAP_FAILED || mprotect(sets + 3 * room, 4096, PROT_NONE)) fail("mprotect");
+    SHOW(write(pipe_ends[1], "x", 1));
+    SHOW(write(e.client, "x", 1));
+    await(e.server, POLLIN);
+    select_counts(pipe_ends, e, sets, room, getdtablesize());
+    select_counts(pipe_ends, e, sets, room, 1 << 20);
+    select_counts(pipe_ends, e, sets, room, 1025);
+    select_counts(pipe_ends, e, sets, room, 1024);
+    take_descriptors(1);
+    select_counts(pipe_ends, e, sets, room, 1 << 20);
+    take_descriptors(0);
+    munmap(sets, 3 * room + 4096);
+    expect(e.server, "x");
+    setrlimit(RLIMIT_NOFILE, &before);
+    close(pipe_ends[0]);
+    close(pipe_ends[1]);
+    close_ends(e);
+}
+
+// The same with a table that really is longer, and with sets that are as long: in a child, since a table stays as long as
+// it was.
+static void long_sets_in_child(struct ends e) {
+    int pipe_ends[2];
+    if (pipe(pipe_ends)) fail("pipe");
+    struct rlimit higher;
+    getrlimit(RLIMIT_NOFILE, &higher);
+    if (higher.rlim_cur < 5000) higher.rlim_cur = higher.rlim_max < 5000 ? higher.rlim_max : 5000;
+    setrlimit(RLIMIT_NOFILE, &higher);
+    int server = fcntl(e.server, F_DUPFD, 2500), client = fcntl(e.client, F_DUPFD, 2510), other = dup2(pipe_ends[0], 2600);
+    SHOW(server);
+    SHOW(client);
+    SHOW(other);
+    SHOW(write(pipe_ends[1], "x", 1));
+    static uint64_t sets[2][1 << 14];
+#define LONG_BIT(set, fd) (sets[set][(fd) / 64] >> (fd) % 64 & 1)
+    int counts[12] = {3000, 2501, 2511, 4096, getdtablesize(), 1 << 20};
+    for (int at = 0; at < 12; at++) {
+        if (at == 6) take_descriptors(1);
+        counts[at] = counts[at % 6];
+        for (int how = 0; how < 5; how++) {
+            memset(sets, 0, sizeof sets);
+            sets[0][server / 64] |= 1ull << server % 64;
+            sets[0][other / 64] |= 1ull << other % 64;
+            sets[1][client / 64] |= 1ull << client % 64;
+            errno = 0;
+            int ready = calls_select(how, counts[at], (void *)sets[0], (void *)sets[1], NULL, 1000);
+            if (ready != (counts[at] > server) + (counts[at] > other) + (counts[at] > client)) failures++;
+            say("%d %d: %d %s %d%d%d\n", at, how, ready, ready < 0 ? strerrorname_np(errno) : "", (int)LONG_BIT(0, server),
+                (int)LONG_BIT(0, other), (int)LONG_BIT(1, client));
+            // The pipe alone, and a number that is closed.
+            memset(sets, 0, sizeof sets);
+            sets[0][other / 64] |= 1ull << other % 64;
+            SHOW(calls_select(how, counts[at], (void *)sets[0], NULL, NULL, counts[at] > other ? 1000 : 0));
+            sets[0][2400 / 64] |= 1ull << 2400 % 64;
+            SHOW(calls_select(how, counts[at], (void *)sets[0], NULL, NULL, 0));
+        }
+    }
+    // Beyond the table: overlooked.
+    memset(sets, 0, sizeof sets);
+    sets[0][5000 / 64] |= 1ull << 5000 % 64;
+    int ready = select(6000, (void *)sets[0], NULL, NULL, &(struct timeval){0, 0});
+    SHOW(ready);
+    if (ready != 0 || !LONG_BIT(0, 5000)) failures++;
+}
+
+static void long_sets(void) {
+    struct ends e = make_ends();
+    SHOW(write(e.client, "x", 1));
+    await(e.server, POLLIN);
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        // What it says reaches its parent.
+        said_bytes[carrier] = failures = 0;
+        long_sets_in_child(e);
+        _exit(write(e.server, said[carrier], said_bytes[carrier]) < 0 || failures);
+    }
+    int status = -1;
+    char text[1 << 14];
+    long count = 0, more;
+    while (waitpid(child, &status, WNOHANG) == 0) {
+        more = recv(e.client, text + count, sizeof text - 1 - count, MSG_DONTWAIT);
+        if (more > 0) count += more;
+        else usleep(1000);
+    }
+    while ((more = recv(e.client, text + count, sizeof text - 1 - count, MSG_DONTWAIT)) > 0) count += more;
+    text[count] = 0;
+    failures += status != 0;
+    say("%s%x\n", text, status);
+    expect(e.server, "x");
+    close_ends(e);
+}
+
 // A signal every so often, until the call that it is to interrupt has returned: one alone could come before the call.
 static void tick(int milliseconds) {
     setitimer(ITIMER_REAL, &(struct itimerval){{0, milliseconds * 1000}, {0, milliseconds * 1000}}, NULL);
@@ -823,6 +996,8 @@ int main(int count, char **arguments) {
     CASE(kernel_filters);
     CASE(beginnings);
     CASE(long_lists);
+    CASE(short_sets);
+    CASE(long_sets);
     CASE(interruptions);
     CASE(cancellation);
     CASE(lingering);
