@@ -1,6 +1,7 @@
 // Calls that reach a socket by another way than the socket interface: every byte and its order the same as on TCP.
 #include "carriers.h"
 #include <aio.h>
+#include <linux/aio_abi.h>
 #include <stdarg.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
@@ -142,6 +143,50 @@ static void asynchronous(void) {
     memset(got, 0, sizeof got);
     SHOW(lio_listio(LIO_WAIT, list, 2, NULL));
     SHOW(memcmp(got, "two", 3));
+    close_ends(e);
+}
+
+// The kernel's own asynchronous calls, which libc has no functions for.
+static void submitted(void) {
+    struct ends e = make_ends();
+    char got[16] = "";
+    aio_context_t context = 0;
+    struct io_event events[4];
+    struct iovec v = {" four", 5};
+    SHOW(syscall(SYS_io_setup, 8, &context));
+    SHOW(write(e.client, "one two", 7));
+    struct iocb w = {.aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = e.client, .aio_buf = (uintptr_t)" three", .aio_nbytes = 6};
+    struct iocb r = {.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = e.server, .aio_buf = (uintptr_t)got, .aio_nbytes = 16};
+    struct iocb wv = {.aio_lio_opcode = IOCB_CMD_PWRITEV, .aio_fildes = e.client, .aio_buf = (uintptr_t)&v, .aio_nbytes = 1};
+    struct iocb *all[] = {&w, &wv, NULL, (void *)8};
+    SHOW(syscall(SYS_io_submit, context, 2, all));
+    SHOW(syscall(SYS_io_getevents, context, 2, 2, events, NULL));
+    SHOW(events[0].res);
+    SHOW(events[1].res);
+    SHOW(write(e.client, "!", 1));
+    expect(e.server, "one two three four!");
+    close_ends(e);
+    e = make_ends();
+    SHOW(write(e.client, "0123456789", 10));
+    all[0] = &r;
+    r.aio_fildes = e.server;
+    SHOW(syscall(SYS_io_submit, context, 1, all));
+    SHOW(syscall(SYS_io_getevents, context, 1, 1, events, NULL));
+    SHOW(events[0].res);
+    SHOW(memcmp(got, "0123456789", 10));
+    SHOW(syscall(SYS_io_submit, context, 2, all + 2));
+    SHOW(syscall(SYS_io_submit, context, 1, all + 3));
+    SHOW(syscall(SYS_io_submit, context, 1, NULL));
+    SHOW(syscall(SYS_io_submit, context, 0, all));
+    SHOW(syscall(SYS_io_submit, context, -1L, all));
+    SHOW(write(e.server, "back", 4));
+    struct iocb p = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = e.client, .aio_buf = POLLIN};
+    all[0] = &p;
+    SHOW(syscall(SYS_io_submit, context, 1, all));
+    SHOW(syscall(SYS_io_getevents, context, 1, 1, events, &(struct timespec){2}));
+    SHOW(events[0].res);
+    expect(e.client, "back");
+    SHOW(syscall(SYS_io_destroy, context));
     close_ends(e);
 }
 
@@ -348,6 +393,7 @@ int main(int count, char **arguments) {
     CASE(positioned);
     CASE(files);
     CASE(asynchronous);
+    CASE(submitted);
     CASE(aliases);
     CASE(system_calls);
     CASE(for_files);
