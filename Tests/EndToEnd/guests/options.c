@@ -808,6 +808,24 @@ static void mixtures(void) {
     close_ends(e);
 }
 
+static int owned_by(int fd, int owner) { return fcntl(fd, F_SETOWN, owner) < 0 ? -1 : fcntl(fd, F_GETOWN) == owner; }
+
+// A process group is a negative owner, which the bare system call cannot tell from an error: on both carriers alike.
+static void owners(void) {
+    struct ends e = make_ends();
+    struct f_owner_ex owner;
+    if (owned_by(e.client, -getpgrp()) != 1) {
+        printf("F_GETOWN is not the process group\n");
+        failures++;
+    }
+    SHOW(fcntl(e.client, F_GETOWN_EX, &owner));
+    SHOW(owner.type);
+    SHOW(owner.pid == getpgrp());
+    SHOW(owned_by(e.client, getpid()));
+    SHOW(owned_by(e.client, 0));
+    close_ends(e);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     alarm(0);
@@ -829,6 +847,7 @@ int main(int count, char **arguments) {
     CASE(exclusive);
     CASE(queues);
     CASE(mixtures);
+    CASE(owners);
     printf("%d different\n", failures);
     return failures != 0;
 }
