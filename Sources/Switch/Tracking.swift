@@ -359,10 +359,16 @@ package func switchDuplicate(_ old: Int32, onto new: Int32, _ flags: Int32) -> I
         return rawDuplicate(old, new, flags)
     }
     // Only when the call will succeed may the old meaning of `new` end.
-    if descriptorEntry(new) != 0, ss_sys_fcntl(old, F_GETFD, 0) >= 0 { dropEntry(new) }
+    if descriptorEntry(new) != 0, isAllowedNumber(new), ss_sys_fcntl(old, F_GETFD, 0) >= 0 { dropEntry(new) }
     let result = rawDuplicate(old, new, flags)
     if result >= 0, descriptorEntry(old) != 0 { shareEntry(of: old, with: new) }
     return result
+}
+
+/// A descriptor may have a number that a limit lowered since then forbids.
+private func isAllowedNumber(_ fd: Int32) -> Bool {
+    var limit = rlimit()
+    return ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), nil, &limit) != 0 || rlim_t(fd) < limit.rlim_cur
 }
 
 func rawDuplicate(_ old: Int32, _ new: Int32, _ flags: Int32) -> Int {

@@ -826,6 +826,34 @@ static void owners(void) {
     close_ends(e);
 }
 
+// A number that the limit forbids: nothing is closed.
+static void forbidden_numbers(void) {
+    struct ends e = make_ends();
+    struct rlimit before, lower;
+    getrlimit(RLIMIT_NOFILE, &before);
+    lower = before;
+    lower.rlim_cur = 100;
+    SHOW(write(e.server, "unread ", 7));
+    SHOW(write(e.client, "unread ", 7));
+    SHOW(dup2(e.client, 500));
+    SHOW(close(e.client));
+    e.client = 500;
+    SHOW(setrlimit(RLIMIT_NOFILE, &lower));
+    SHOW(dup2(0, 500));
+    SHOW(dup3(0, 500, O_CLOEXEC));
+    SHOW(dup2(e.server, 500));
+    SHOW(write(e.client, "still", 5));
+    expect(e.server, "unread still");
+    SHOW(write(e.server, "here", 4));
+    expect(e.client, "unread here");
+    SHOW(fcntl(e.client, F_SETFL, O_NONBLOCK));
+    SHOW(recv(e.client, got, 1, 0));
+    SHOW(setrlimit(RLIMIT_NOFILE, &before));
+    SHOW(close(e.client));
+    SHOW(recv(e.server, got, 1, 0));
+    close(e.server);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     alarm(0);
@@ -848,6 +876,7 @@ int main(int count, char **arguments) {
     CASE(queues);
     CASE(mixtures);
     CASE(owners);
+    CASE(forbidden_numbers);
     printf("%d different\n", failures);
     return failures != 0;
 }
