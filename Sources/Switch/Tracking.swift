@@ -315,7 +315,8 @@ package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -
     // What the kernel refuses closes nothing. CLOSE_RANGE_UNSHARE is 2, CLOSE_RANGE_CLOEXEC 4.
     if first > last || flags & ~6 != 0 { return ss_sys_close_range(first, last, flags) }
     let closes = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
-    guard closes, !isForeignChild() else { return closeRangeAroundOwn(first, last, flags) }
+    // CLOSE_RANGE_UNSHARE closes the calling thread's own copy of the descriptors: where there are other threads, they keep all.
+    guard closes, !isForeignChild(), flags & 2 == 0 || ss_has_other_threads() == 0 else { return closeRangeAroundOwn(first, last, flags) }
     let end = min(UInt64(last) + 1, UInt64(SS_DESCRIPTORS))
     var fd = UInt64(first)
     while fd < end {

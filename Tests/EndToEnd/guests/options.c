@@ -854,6 +854,36 @@ static void forbidden_numbers(void) {
     close(e.server);
 }
 
+static void *close_all_of_its_own(void *argument) {
+    SHOW(syscall(SYS_close_range, 3, ~0U, 2 /* CLOSE_RANGE_UNSHARE */));
+    return NULL;
+}
+
+// A thread gives up its own copy of all descriptors; those of the others stay.
+static void closed_in_a_thread(void) {
+    struct ends e = make_ends();
+    pthread_t thread;
+    SHOW(write(e.client, "before ", 7));
+    pthread_create(&thread, NULL, close_all_of_its_own, NULL);
+    pthread_join(thread, NULL);
+    SHOW(write(e.client, "after", 5));
+    expect(e.server, "before after");
+    SHOW(write(e.server, "back", 4));
+    expect(e.client, "back");
+    // A process of one thread has nothing left.
+    pid_t child = fork();
+    if (!child) {
+        close_range(3, ~0U, 2);
+        _exit(write(e.client, "x", 1) < 0 ? errno : 0);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    SHOW(WEXITSTATUS(status));
+    close(e.client);
+    SHOW(recv(e.server, got, 1, 0));
+    close(e.server);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     alarm(0);
@@ -877,6 +907,7 @@ int main(int count, char **arguments) {
     CASE(mixtures);
     CASE(owners);
     CASE(forbidden_numbers);
+    CASE(closed_in_a_thread);
     printf("%d different\n", failures);
     return failures != 0;
 }
