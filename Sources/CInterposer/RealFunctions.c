@@ -65,24 +65,40 @@ static int stub_eventfd_write(int fd, uint64_t value) { return stub_write(fd, &v
 static long stub_syscall(long number, long a, long b, long c, long d, long e, long f) {
     return result_of(ss_syscall6(number, a, b, c, d, e, f));
 }
-// liburing's functions return -errno, and may not be there at all.
+// liburing's functions return -errno, and may not be there at all, or come with what the program loads by dlopen, where
+// RTLD_NEXT does not look. What was found stays loaded: the reference is not given back.
+static void *find_in_liburing(const char *name, void **entry) {
+    void *library = dlopen("liburing.so.2", RTLD_NOLOAD | RTLD_LAZY);
+    if (!library) library = dlopen("liburing.so.1", RTLD_NOLOAD | RTLD_LAZY);
+    void *real = library ? dlsym(library, name) : NULL;
+    if (real) __atomic_store_n(entry, real, __ATOMIC_RELEASE);
+    return real;
+}
+#define LATER(name, parameters, arguments)                                                            \
+    static int stub_##name parameters {                                                               \
+        int(*real) parameters = (int(*) parameters)find_in_liburing(#name, (void **)&ss_real.name);   \
+        return real ? real arguments : -ENOSYS;                                                       \
+    }
 static int stub_io_uring_setup(unsigned entries, void *parameters) {
     return (int)CALL(io_uring_setup, entries, parameters, 0, 0, 0, 0);
 }
-static int stub_io_uring_queue_init(unsigned entries, void *ring, unsigned flags) { return -ENOSYS; }
-static int stub_io_uring_queue_init_params(unsigned entries, void *ring, void *parameters) { return -ENOSYS; }
-static int stub_io_uring_queue_init_mem(unsigned entries, void *ring, void *parameters, void *memory, size_t bytes) { return -ENOSYS; }
-static int stub_io_uring_submit(void *ring) { return -ENOSYS; }
-static int stub_io_uring_submit_and_wait(void *ring, unsigned count) { return -ENOSYS; }
-static int stub_io_uring_submit_and_wait_timeout(void *ring, void *result, unsigned count, void *timeout, void *mask) { return -ENOSYS; }
-static int stub_io_uring_submit_and_wait_min_timeout(
-    void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask) { return -ENOSYS; }
-static int stub_io_uring_submit_and_wait_reg(void *ring, void *result, unsigned count, int number) { return -ENOSYS; }
-static int stub_io_uring_wait_cqes_min_timeout(
-    void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask) { return -ENOSYS; }
-static int stub_io_uring_submit_and_get_events(void *ring) { return -ENOSYS; }
-static int stub_io_uring_wait_cqes(void *ring, void *result, unsigned count, void *timeout, void *mask) { return -ENOSYS; }
-static int stub_io_uring_wait_cqe_timeout(void *ring, void *result, void *timeout) { return -ENOSYS; }
+LATER(io_uring_queue_init, (unsigned entries, void *ring, unsigned flags), (entries, ring, flags))
+LATER(io_uring_queue_init_params, (unsigned entries, void *ring, void *parameters), (entries, ring, parameters))
+LATER(io_uring_queue_init_mem, (unsigned entries, void *ring, void *parameters, void *memory, size_t bytes),
+      (entries, ring, parameters, memory, bytes))
+LATER(io_uring_submit, (void *ring), (ring))
+LATER(io_uring_submit_and_wait, (void *ring, unsigned count), (ring, count))
+LATER(io_uring_submit_and_wait_timeout, (void *ring, void *result, unsigned count, void *timeout, void *mask),
+      (ring, result, count, timeout, mask))
+LATER(io_uring_submit_and_wait_min_timeout, (void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask),
+      (ring, result, count, timeout, least, mask))
+LATER(io_uring_submit_and_wait_reg, (void *ring, void *result, unsigned count, int number), (ring, result, count, number))
+LATER(io_uring_wait_cqes_min_timeout, (void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask),
+      (ring, result, count, timeout, least, mask))
+LATER(io_uring_submit_and_get_events, (void *ring), (ring))
+LATER(io_uring_wait_cqes, (void *ring, void *result, unsigned count, void *timeout, void *mask),
+      (ring, result, count, timeout, mask))
+LATER(io_uring_wait_cqe_timeout, (void *ring, void *result, void *timeout), (ring, result, timeout))
 static int stub_io_uring_enter2(unsigned ring, unsigned count, unsigned wanted, unsigned flags, void *mask, size_t size) {
     return (int)CALL(io_uring_enter, ring, count, wanted, flags, mask, size);
 }
@@ -92,12 +108,11 @@ static int stub_io_uring_enter(unsigned ring, unsigned count, unsigned wanted, u
 static int stub_io_uring_register(unsigned ring, unsigned operation, const void *argument, unsigned count) {
     return (int)CALL(io_uring_register, ring, operation, argument, count, 0, 0);
 }
-static int stub_io_uring_register_files(void *ring, const int *files, unsigned count) { return -ENOSYS; }
-static int stub_io_uring_register_files_tags(void *ring, const int *files, const void *tags, unsigned count) { return -ENOSYS; }
-static int stub_io_uring_register_files_update(void *ring, unsigned first, const int *files, unsigned count) { return -ENOSYS; }
-static int stub_io_uring_register_files_update_tag(void *ring, unsigned first, const int *files, const void *tags, unsigned count) {
-    return -ENOSYS;
-}
+LATER(io_uring_register_files, (void *ring, const int *files, unsigned count), (ring, files, count))
+LATER(io_uring_register_files_tags, (void *ring, const int *files, const void *tags, unsigned count), (ring, files, tags, count))
+LATER(io_uring_register_files_update, (void *ring, unsigned first, const int *files, unsigned count), (ring, first, files, count))
+LATER(io_uring_register_files_update_tag, (void *ring, unsigned first, const int *files, const void *tags, unsigned count),
+      (ring, first, files, tags, count))
 
 static ssize_t stub___read_chk(int fd, void *p, size_t n, size_t size) {
     if (n > size) __chk_fail();
