@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -45,6 +46,9 @@ STUB(ssize_t, splice, (int i, int64_t *p, int o, int64_t *q, size_t n, unsigned 
         errno = ENOSYS; \
         return none; \
     } while (0)
+static int stub_fclose(void *stream) { FOUND(fclose, -1, stream); }
+static void *stub_freopen(const char *path, const char *mode, void *stream) { FOUND(freopen, NULL, path, mode, stream); }
+static void *stub_freopen64(const char *path, const char *mode, void *stream) { FOUND(freopen64, NULL, path, mode, stream); }
 static void *stub_fdopen(int fd, const char *mode) { FOUND(fdopen, NULL, fd, mode); }
 static int stub_vdprintf(int fd, const char *format, va_list arguments) { FOUND(vdprintf, -1, fd, format, arguments); }
 static int stub___vdprintf_chk(int fd, int flag, const char *format, va_list arguments) {
@@ -267,6 +271,20 @@ const char *ss_copy_environment(const char *name, int which) {
 
 void ss_register_fork_hooks(void) {
     pthread_atfork(ss_process_hooks.before_fork, ss_process_hooks.after_fork_in_parent, ss_process_hooks.after_fork_in_child);
+}
+
+// MARK: Streams
+
+int ss_descriptor_of_stream(void *stream) {
+    int before = errno, fd = fileno(stream);
+    errno = before;
+    return fd;
+}
+
+int ss_flush_stream(void *stream) {
+    int before = errno, error = fflush(stream) ? errno : 0;
+    errno = before;
+    return error;
 }
 
 // MARK: Variadic names

@@ -33,7 +33,8 @@ private var mostInACall: UInt { 0x7FFF_F000 }
 @inline(__always)
 func clamped(_ count: Int) -> Int { Int(bitPattern: min(UInt(bitPattern: count), mostInACall)) }
 
-/// Unlike send and recv, read and write look before that at whether all of it could be the program's memory. True: it cannot (EFAULT).
+/// Unlike send and recv, read and write look before that at whether all of it could be the program's memory. True: it cannot
+/// (EFAULT).
 @inline(__always)
 func isBeyondMemory(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Bool {
     if UInt(bitPattern: count) <= mostInACall || entryKind(descriptorEntry(fd)) != DescriptorKind.socket { return false }

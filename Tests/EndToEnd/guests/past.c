@@ -11,6 +11,8 @@
 #include <sys/statvfs.h>
 #include <termios.h>
 #include <sys/eventfd.h>
+#include <sys/un.h>
+
 
 static void expect(int fd, const char *text) {
     char got[256] = {0};
@@ -53,6 +55,89 @@ static void stream(void) {
     SHOW(fclose(file));
     SHOW(recv(e.client, line, 1, 0));
     close(e.client);
+}
+
+static void close_unseen(int fd) {
+    long result = fd;
+#if defined(__x86_64__)
+    __asm__ volatile("syscall" : "=a"(result) : "0"((long)SYS_close), "D"((long)fd) : "rcx", "r11", "memory");
+#else
+    register long x8 __asm__("x8") = SYS_close, x0 __asm__("x0") = fd;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8) : "memory");
+    result = x0;
+#endif
+    SHOW(result);
+}
+
+static struct sockaddr_un named(int fd) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    socklen_t length = sizeof name;
+    bind(fd, (void *)&name, sizeof(sa_family_t));
+    getsockname(fd, (void *)&name, &length);
+    return name;
+}
+
+// A socket whose number another one has now, by which a connection with bytes unread is passed on.
+static void closed_unseen(void) {
+    for (int way = 0; way < 6; way++) {
+        say("way %d\n", way);
+        struct ends e = make_ends(), passed = make_ends();
+        int number = e.server, channel[2] = {-1, -1}, received = -1;
+        int listener = socket(AF_UNIX, SOCK_STREAM, 0), client = socket(AF_UNIX, SOCK_STREAM, 0);
+        struct sockaddr_un name;
+        FILE *file = NULL;
+        char line[64] = "";
+        if (way < 4) {
+            SHOW(write(e.client, "a line\n", 7));
+            file = fdopen(number, "r+");
+            say("%s", fgets(line, sizeof line, file));
+            SHOW(fputs("left in the buffer", file));
+        }
+        if (way < 2) SHOW(fclose(file));
+        if (way == 2) SHOW(freopen("/dev/null", "r+", file) == file);
+        if (way == 3) SHOW(freopen(NULL, "r", file) == NULL);
+        if (way < 4) expect(e.client, "left in the buffer");
+        if (way > 3) close_unseen(number);
+        SHOW(recv(e.client, line, 1, 0));
+        if (way == 2) {
+            SHOW(fileno(file) == number);
+            SHOW(fclose(file));
+        }
+        if (way == 4) {
+            channel[0] = socket(AF_UNIX, SOCK_DGRAM, 0);
+            channel[1] = socket(AF_UNIX, SOCK_DGRAM, 0);
+            name = named(channel[1]);
+            SHOW(connect(channel[0], (void *)&name, sizeof(sa_family_t) + 6));
+        } else if (way == 5) {
+            name = named(listener);
+            channel[1] = client;
+            SHOW(listen(listener, 1));
+            SHOW(connect(channel[1], (void *)&name, sizeof(sa_family_t) + 6));
+            channel[0] = accept(listener, NULL, NULL);
+        } else if (socketpair(AF_UNIX, SOCK_STREAM, 0, channel)) fail("socketpair");
+        SHOW(channel[0] == number);
+        SHOW(write(passed.client, "unread", 6));
+        char control[CMSG_SPACE(sizeof(int))] = {0};
+        struct msghdr m = {.msg_iov = &(struct iovec){line, 1}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+        c->cmsg_level = SOL_SOCKET, c->cmsg_type = SCM_RIGHTS, c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &passed.server, sizeof(int));
+        SHOW(sendmsg(channel[0], &m, 0));
+        SHOW(close(passed.server));
+        SHOW(write(passed.client, " bytes", 6));
+        SHOW(recvmsg(channel[1], &m, 0));
+        if ((c = CMSG_FIRSTHDR(&m))) memcpy(&received, CMSG_DATA(c), sizeof(int));
+        expect(received, "unread bytes");
+        SHOW(write(received, "back", 4));
+        expect(passed.client, "back");
+        close(received);
+        close(channel[0]);
+        close(channel[1]);
+        close(client);
+        close(listener);
+        close(passed.client);
+        close(e.client);
+    }
 }
 
 static void positioned(void) {
@@ -355,6 +440,23 @@ static void wait_for_signal(void) {
     signals_seen = 0;
 }
 
+// A stream whose last bytes nobody takes: fclose tells of it, and so it does where the switch has sent them before.
+static void closed_in_vain(void) {
+    struct ends e = make_ends();
+    struct pollfd p = {e.client, POLLIN};
+    FILE *file = fdopen(e.client, "w");
+    SHOW(setsockopt(e.server, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger)));
+    SHOW(close(e.server));
+    SHOW(poll(&p, 1, 1000));
+    SHOW(fputs("lost", file));
+    errno = 0;
+    int closed = fclose(file);
+    if (closed != EOF || errno != ECONNRESET) {
+        printf("fclose: %d %s\n", closed, strerrorname_np(errno));
+        failures++;
+    }
+}
+
 // SIGIO when data, and when the end, arrive: what was asked for before and after the connection moved.
 static void signal_driven(void) {
     signal(SIGIO, on_io);
@@ -390,6 +492,7 @@ int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     CASE(formatted);
     CASE(stream);
+    CASE(closed_unseen);
     CASE(positioned);
     CASE(files);
     CASE(asynchronous);
@@ -398,6 +501,7 @@ int main(int count, char **arguments) {
     CASE(system_calls);
     CASE(for_files);
     CASE(blocks);
+    CASE(closed_in_vain);
     CASE(signal_driven);
     printf("%d different\n", failures);
     return failures != 0;
