@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -215,7 +216,9 @@ LATE(int, posix_spawnp, (void *i, const char *p, const void *f, const void *t, c
 LATE(int, posix_spawn_file_actions_adddup2, (void *f, int o, int n), (f, o, n))
 LATE(int, system, (const char *c), (c))
 LATE(void *, popen, (const char *c, const char *m), (c, m))
+LATE(int, wordexp, (const char *w, void *r, int g), (w, r, g))
 LATE(int, _Fork, (void), ())
+LATE(void, backtrace_symbols_fd, (void *const *a, int n, int fd), (a, n, fd))
 static int stub_clone(int (*f)(void *), void *s, int g, void *a, ...) {
     va_list list;
     va_start(list, a);
@@ -273,6 +276,8 @@ void ss_register_fork_hooks(void) {
     pthread_atfork(ss_process_hooks.before_fork, ss_process_hooks.after_fork_in_parent, ss_process_hooks.after_fork_in_child);
 }
 
+void ss_register_quick_exit_hook(void (*hook)(void)) { at_quick_exit(hook); }
+
 // MARK: Streams
 
 int ss_descriptor_of_stream(void *stream) {
@@ -287,7 +292,7 @@ int ss_flush_stream(void *stream) {
     return error;
 }
 
-// MARK: Variadic names
+// MARK: Names that write by themselves
 
 extern void ss_before_formatted_write(int fd);
 
@@ -312,4 +317,11 @@ __attribute__((visibility("default"))) int __dprintf_chk(int fd, int flag, const
     int result = __vdprintf_chk(fd, flag, format, arguments);
     va_end(arguments);
     return result;
+}
+__attribute__((visibility("default"))) void backtrace_symbols_fd(void *const *addresses, int count, int fd) {
+    ss_before_formatted_write(fd);
+    ss_real.backtrace_symbols_fd(addresses, count, fd);
+}
+__attribute__((visibility("default"))) void __backtrace_symbols_fd(void *const *addresses, int count, int fd) {
+    backtrace_symbols_fd(addresses, count, fd);
 }

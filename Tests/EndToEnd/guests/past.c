@@ -1,6 +1,7 @@
 // Calls that reach a socket by another way than the socket interface: every byte and its order the same as on TCP.
 #include "carriers.h"
 #include <aio.h>
+#include <execinfo.h>
 #include <linux/aio_abi.h>
 #include <stdarg.h>
 #include <sys/epoll.h>
@@ -13,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/un.h>
 
+int main(int, char **);
 
 static void expect(int fd, const char *text) {
     char got[256] = {0};
@@ -55,6 +57,21 @@ static void stream(void) {
     SHOW(fclose(file));
     SHOW(recv(e.client, line, 1, 0));
     close(e.client);
+}
+
+// What a handler of crashes does, here on a connection that knows nothing of libc's own writing yet.
+static void traced(void) {
+    struct ends e = make_ends();
+    char big[3000];
+    void *addresses[] = {(void *)main, NULL};
+    SHOW(write(e.client, "before ", 7));
+    memset(big, 0, sizeof big);
+    backtrace_symbols_fd(addresses, 2, e.client);
+    SHOW(write(e.client, "after", 5));
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(recv(e.server, big, sizeof big, MSG_WAITALL) > 20);
+    say("%s\n", big);
+    close_ends(e);
 }
 
 static void close_unseen(int fd) {
@@ -440,6 +457,62 @@ static void wait_for_signal(void) {
     signals_seen = 0;
 }
 
+static int last_words = -1;
+static void say_last_words(void) {
+    if (last_words >= 0) write(last_words, "last words", 10);
+}
+
+// The end of a process that runs no destructors: with nothing and with something unread, with what its handlers send, with what
+// the other end wants from it on TCP, and with more than TCP takes at once.
+static void ended_quickly(void) {
+    static char much[300000];
+    for (int way = 0; way < 5; way++) {
+        struct ends e = make_ends();
+        int pipes[2], status = -1;
+        char byte;
+        say("way %d\n", way);
+        if (pipe(pipes) < 0) fail("pipe");
+        pid_t child = fork();
+        if (child == 0) {
+            close(e.client);
+            if (way == 2) {
+                last_words = e.server;
+                at_quick_exit(say_last_words);
+            }
+            if (way == 3) write(e.server, "owed bytes", 10);
+            if (way == 4) {
+                fcntl(e.server, F_SETFL, O_NONBLOCK);
+                if (write(e.server, much, sizeof much) != sizeof much) _exit(1);
+            }
+            if (read(pipes[0], &byte, 1) != 1) _exit(1);
+            quick_exit(3);
+        }
+        close(e.server);
+        if (way == 1) SHOW(send(e.client, "unread", 6, 0));
+        if (way > 2) {
+            struct pollfd p = {e.client, POLLIN};
+            SHOW(poll(&p, 1, 5000));
+        }
+        if (way == 3) SHOW(setsockopt(e.client, SOL_SOCKET, SO_OOBINLINE, &(int){1}, sizeof(int)));
+        if (write(pipes[1], "x", 1) != 1) fail("write");
+        if (way == 4) SHOW(recv(e.client, much, sizeof much, MSG_WAITALL));
+        waitpid(child, &status, 0);
+        if (way == 3) expect(e.client, "owed bytes");
+        SHOW(WEXITSTATUS(status));
+        if (way == 2) expect(e.client, "last words");
+        if (way != 1) SHOW(recv(e.client, &byte, 1, 0));
+        struct pollfd p = {e.client, POLLIN};
+        SHOW(poll(&p, 1, 1000));
+        SHOW(p.revents);
+        SHOW(send(e.client, "x", 1, 0));
+        usleep(2000);
+        SHOW(send(e.client, "x", 1, 0));
+        close(e.client);
+        close(pipes[0]);
+        close(pipes[1]);
+    }
+}
+
 // A stream whose last bytes nobody takes: fclose tells of it, and so it does where the switch has sent them before.
 static void closed_in_vain(void) {
     struct ends e = make_ends();
@@ -492,6 +565,7 @@ int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     CASE(formatted);
     CASE(stream);
+    CASE(traced);
     CASE(closed_unseen);
     CASE(positioned);
     CASE(files);
@@ -501,6 +575,7 @@ int main(int count, char **arguments) {
     CASE(system_calls);
     CASE(for_files);
     CASE(blocks);
+    CASE(ended_quickly);
     CASE(closed_in_vain);
     CASE(signal_driven);
     printf("%d different\n", failures);
