@@ -157,6 +157,22 @@ static void closed_unseen(void) {
     }
 }
 
+// What is owed to a connection at its end is not done to the socket that has its number by then.
+static void number_taken(void) {
+    struct ends e = make_ends();
+    struct linger linger = {7, 7};
+    socklen_t length = sizeof linger;
+    SHOW(write(e.client, "unread", 6));
+    close_unseen(e.server);
+    SHOW(socket(AF_INET, SOCK_STREAM, 0) == e.server);
+    SHOW(getsockopt(e.server, SOL_SOCKET, SO_LINGER, &linger, &length));
+    SHOW(linger.l_onoff);
+    SHOW(linger.l_linger);
+    struct pollfd p = {e.client, POLLIN};
+    SHOW(poll(&p, 1, 1000));
+    close_ends(e);
+}
+
 static void positioned(void) {
     struct ends e = make_ends();
     char got[16] = "";
@@ -567,6 +583,7 @@ int main(int count, char **arguments) {
     CASE(stream);
     CASE(traced);
     CASE(closed_unseen);
+    CASE(number_taken);
     CASE(positioned);
     CASE(files);
     CASE(asynchronous);
