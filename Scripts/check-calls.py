@@ -23,7 +23,8 @@ FAMILIES = re.compile(
     r"fdopen|dprintf|^_*aio_|^_*lio_|isfdtype|syscall|peername|fsync|fdatasync|lseek|flock|lockf|ftruncate|fallocate|fadvise|"
     r"readahead|sync_file|eventfd|signalfd|timerfd|pidfd|fanotify|inotify|exec|spawn|fork|^_*clone|^system$|popen|rcmd|rexec|"
     r"^_*mmap|^_*fstat|isatty|^tc|ttyname|getmsg|putmsg|getpmsg|putpmsg|^svc|^clnt|^sigaction$|^signal$|sigset$|sigignore|siginterrupt|"
-    r"sysv_signal|bsd_signal|ssignal|^_*sigvec|^daemon$|login_tty|forkpty|openpty|file_attach|uring|fchown|fchmod|futimens|fxstat")
+    r"sysv_signal|bsd_signal|ssignal|^_*sigvec|^daemon$|login_tty|forkpty|openpty|file_attach|uring|fchown|fchmod|futimens|fxstat|"
+    r"exit|backtrace|unshare|freopen|fclose|wordexp|io_submit")
 
 
 def libc_names():

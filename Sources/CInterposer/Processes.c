@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <wordexp.h>
 
 struct ss_process_hooks ss_process_hooks;
 
@@ -273,6 +274,12 @@ int system(const char *command) {
 FILE *popen(const char *command, const char *mode) {
     before_spawn();
     return ss_real.popen(command, mode);
+}
+
+/// Runs a shell for each command in `words`, and for nothing else.
+int wordexp(const char *words, wordexp_t *result, int flags) {
+    if (!(flags & WRDE_NOCMD) && words[strcspn(words, "$`")]) before_spawn();
+    return ss_real.wordexp(words, result, flags);
 }
 
 // clone(2) as libc offers it. A child with memory of its own is a forked one; with its parent's memory it is a thread, or

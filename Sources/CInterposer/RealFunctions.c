@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -45,6 +47,9 @@ STUB(ssize_t, splice, (int i, int64_t *p, int o, int64_t *q, size_t n, unsigned 
         errno = ENOSYS; \
         return none; \
     } while (0)
+static int stub_fclose(void *stream) { FOUND(fclose, -1, stream); }
+static void *stub_freopen(const char *path, const char *mode, void *stream) { FOUND(freopen, NULL, path, mode, stream); }
+static void *stub_freopen64(const char *path, const char *mode, void *stream) { FOUND(freopen64, NULL, path, mode, stream); }
 static void *stub_fdopen(int fd, const char *mode) { FOUND(fdopen, NULL, fd, mode); }
 static int stub_vdprintf(int fd, const char *format, va_list arguments) { FOUND(vdprintf, -1, fd, format, arguments); }
 static int stub___vdprintf_chk(int fd, int flag, const char *format, va_list arguments) {
@@ -65,24 +70,40 @@ static int stub_eventfd_write(int fd, uint64_t value) { return stub_write(fd, &v
 static long stub_syscall(long number, long a, long b, long c, long d, long e, long f) {
     return result_of(ss_syscall6(number, a, b, c, d, e, f));
 }
-// liburing's functions return -errno, and may not be there at all.
+// liburing's functions return -errno, and may not be there at all, or come with what the program loads by dlopen, where
+// RTLD_NEXT does not look. What was found stays loaded: the reference is not given back.
+static void *find_in_liburing(const char *name, void **entry) {
+    void *library = dlopen("liburing.so.2", RTLD_NOLOAD | RTLD_LAZY);
+    if (!library) library = dlopen("liburing.so.1", RTLD_NOLOAD | RTLD_LAZY);
+    void *real = library ? dlsym(library, name) : NULL;
+    if (real) __atomic_store_n(entry, real, __ATOMIC_RELEASE);
+    return real;
+}
+#define LATER(name, parameters, arguments)                                                            \
+    static int stub_##name parameters {                                                               \
+        int(*real) parameters = (int(*) parameters)find_in_liburing(#name, (void **)&ss_real.name);   \
+        return real ? real arguments : -ENOSYS;                                                       \
+    }
 static int stub_io_uring_setup(unsigned entries, void *parameters) {
     return (int)CALL(io_uring_setup, entries, parameters, 0, 0, 0, 0);
 }
-static int stub_io_uring_queue_init(unsigned entries, void *ring, unsigned flags) { return -ENOSYS; }
-static int stub_io_uring_queue_init_params(unsigned entries, void *ring, void *parameters) { return -ENOSYS; }
-static int stub_io_uring_queue_init_mem(unsigned entries, void *ring, void *parameters, void *memory, size_t bytes) { return -ENOSYS; }
-static int stub_io_uring_submit(void *ring) { return -ENOSYS; }
-static int stub_io_uring_submit_and_wait(void *ring, unsigned count) { return -ENOSYS; }
-static int stub_io_uring_submit_and_wait_timeout(void *ring, void *result, unsigned count, void *timeout, void *mask) { return -ENOSYS; }
-static int stub_io_uring_submit_and_wait_min_timeout(
-    void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask) { return -ENOSYS; }
-static int stub_io_uring_submit_and_wait_reg(void *ring, void *result, unsigned count, int number) { return -ENOSYS; }
-static int stub_io_uring_wait_cqes_min_timeout(
-    void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask) { return -ENOSYS; }
-static int stub_io_uring_submit_and_get_events(void *ring) { return -ENOSYS; }
-static int stub_io_uring_wait_cqes(void *ring, void *result, unsigned count, void *timeout, void *mask) { return -ENOSYS; }
-static int stub_io_uring_wait_cqe_timeout(void *ring, void *result, void *timeout) { return -ENOSYS; }
+LATER(io_uring_queue_init, (unsigned entries, void *ring, unsigned flags), (entries, ring, flags))
+LATER(io_uring_queue_init_params, (unsigned entries, void *ring, void *parameters), (entries, ring, parameters))
+LATER(io_uring_queue_init_mem, (unsigned entries, void *ring, void *parameters, void *memory, size_t bytes),
+      (entries, ring, parameters, memory, bytes))
+LATER(io_uring_submit, (void *ring), (ring))
+LATER(io_uring_submit_and_wait, (void *ring, unsigned count), (ring, count))
+LATER(io_uring_submit_and_wait_timeout, (void *ring, void *result, unsigned count, void *timeout, void *mask),
+      (ring, result, count, timeout, mask))
+LATER(io_uring_submit_and_wait_min_timeout, (void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask),
+      (ring, result, count, timeout, least, mask))
+LATER(io_uring_submit_and_wait_reg, (void *ring, void *result, unsigned count, int number), (ring, result, count, number))
+LATER(io_uring_wait_cqes_min_timeout, (void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask),
+      (ring, result, count, timeout, least, mask))
+LATER(io_uring_submit_and_get_events, (void *ring), (ring))
+LATER(io_uring_wait_cqes, (void *ring, void *result, unsigned count, void *timeout, void *mask),
+      (ring, result, count, timeout, mask))
+LATER(io_uring_wait_cqe_timeout, (void *ring, void *result, void *timeout), (ring, result, timeout))
 static int stub_io_uring_enter2(unsigned ring, unsigned count, unsigned wanted, unsigned flags, void *mask, size_t size) {
     return (int)CALL(io_uring_enter, ring, count, wanted, flags, mask, size);
 }
@@ -92,12 +113,11 @@ static int stub_io_uring_enter(unsigned ring, unsigned count, unsigned wanted, u
 static int stub_io_uring_register(unsigned ring, unsigned operation, const void *argument, unsigned count) {
     return (int)CALL(io_uring_register, ring, operation, argument, count, 0, 0);
 }
-static int stub_io_uring_register_files(void *ring, const int *files, unsigned count) { return -ENOSYS; }
-static int stub_io_uring_register_files_tags(void *ring, const int *files, const void *tags, unsigned count) { return -ENOSYS; }
-static int stub_io_uring_register_files_update(void *ring, unsigned first, const int *files, unsigned count) { return -ENOSYS; }
-static int stub_io_uring_register_files_update_tag(void *ring, unsigned first, const int *files, const void *tags, unsigned count) {
-    return -ENOSYS;
-}
+LATER(io_uring_register_files, (void *ring, const int *files, unsigned count), (ring, files, count))
+LATER(io_uring_register_files_tags, (void *ring, const int *files, const void *tags, unsigned count), (ring, files, tags, count))
+LATER(io_uring_register_files_update, (void *ring, unsigned first, const int *files, unsigned count), (ring, first, files, count))
+LATER(io_uring_register_files_update_tag, (void *ring, unsigned first, const int *files, const void *tags, unsigned count),
+      (ring, first, files, tags, count))
 
 static ssize_t stub___read_chk(int fd, void *p, size_t n, size_t size) {
     if (n > size) __chk_fail();
@@ -196,7 +216,9 @@ LATE(int, posix_spawnp, (void *i, const char *p, const void *f, const void *t, c
 LATE(int, posix_spawn_file_actions_adddup2, (void *f, int o, int n), (f, o, n))
 LATE(int, system, (const char *c), (c))
 LATE(void *, popen, (const char *c, const char *m), (c, m))
+LATE(int, wordexp, (const char *w, void *r, int g), (w, r, g))
 LATE(int, _Fork, (void), ())
+LATE(void, backtrace_symbols_fd, (void *const *a, int n, int fd), (a, n, fd))
 static int stub_clone(int (*f)(void *), void *s, int g, void *a, ...) {
     va_list list;
     va_start(list, a);
@@ -254,7 +276,23 @@ void ss_register_fork_hooks(void) {
     pthread_atfork(ss_process_hooks.before_fork, ss_process_hooks.after_fork_in_parent, ss_process_hooks.after_fork_in_child);
 }
 
-// MARK: Variadic names
+void ss_register_quick_exit_hook(void (*hook)(void)) { at_quick_exit(hook); }
+
+// MARK: Streams
+
+int ss_descriptor_of_stream(void *stream) {
+    int before = errno, fd = fileno(stream);
+    errno = before;
+    return fd;
+}
+
+int ss_flush_stream(void *stream) {
+    int before = errno, error = fflush(stream) ? errno : 0;
+    errno = before;
+    return error;
+}
+
+// MARK: Names that write by themselves
 
 extern void ss_before_formatted_write(int fd);
 
@@ -279,4 +317,11 @@ __attribute__((visibility("default"))) int __dprintf_chk(int fd, int flag, const
     int result = __vdprintf_chk(fd, flag, format, arguments);
     va_end(arguments);
     return result;
+}
+__attribute__((visibility("default"))) void backtrace_symbols_fd(void *const *addresses, int count, int fd) {
+    ss_before_formatted_write(fd);
+    ss_real.backtrace_symbols_fd(addresses, count, fd);
+}
+__attribute__((visibility("default"))) void __backtrace_symbols_fd(void *const *addresses, int count, int fd) {
+    backtrace_symbols_fd(addresses, count, fd);
 }

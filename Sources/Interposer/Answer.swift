@@ -25,6 +25,23 @@ func answerCancellable(_ result: Int) -> Int {
     return answer(result)
 }
 
+/// The kernel moves at most so many bytes in a call (MAX_RW_COUNT), and cuts greater counts short.
+@inline(__always)
+private var mostInACall: UInt { 0x7FFF_F000 }
+
+/// The count that the switch gets. What the kernel cuts short may be more than there is memory for, also of a negative number.
+@inline(__always)
+func clamped(_ count: Int) -> Int { Int(bitPattern: min(UInt(bitPattern: count), mostInACall)) }
+
+/// Unlike send and recv, read and write look before that at whether all of it could be the program's memory. True: it cannot
+/// (EFAULT).
+@inline(__always)
+func isBeyondMemory(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Bool {
+    if UInt(bitPattern: count) <= mostInACall || entryKind(descriptorEntry(fd)) != DescriptorKind.socket { return false }
+    let end = UInt(bitPattern: buffer).addingReportingOverflow(UInt(bitPattern: count))
+    return end.overflow || end.partialValue > 1 << 47
+}
+
 /// read and write are the switch's for sockets only. ENOTSOCK says that the descriptor is something else: an epoll set, or
 /// a file that took the number of a socket which libc closed behind our back (fclose). Then the real function answers.
 @inline(__always)

@@ -70,7 +70,9 @@ func trackedDuplicate3(_ old: Int32, _ new: Int32, _ flags: Int32) -> Int32 {
 
 @inline(never)
 func trackedFileControl(_ fd: Int32, _ command: Int32, _ argument: Int) -> Int32 {
-    answer32(switchFileControl(fd, command, argument))
+    // A process group is a negative owner, and in the bare system call's answer an error: libc asks otherwise.
+    if command == F_GETOWN, entryKind(descriptorEntry(fd)) != DescriptorKind.own { return ss_real.fcntl(fd, command, argument) }
+    return answer32(switchFileControl(fd, command, argument))
 }
 
 @c(ioctl) public func interposedIoctl(_ fd: Int32, _ request: UInt, _ argument: UnsafeMutableRawPointer?) -> Int32 {

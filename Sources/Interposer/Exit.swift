@@ -2,7 +2,8 @@ import CInterposer
 import CSocketSwitch
 
 // The end of the process: peers may wait for bytes that only this process can send (see Session+HandOver.swift). exit(3)
-// runs the library's destructor; _exit(2) runs nothing, so it is taken. Neither happens in a process that is killed.
+// runs the library's destructor, quick_exit(3) a handler that the constructor registers (the first, and so the last to run);
+// _exit(2) runs nothing, so it is taken. None of it happens in a process that is killed.
 
 @section(".fini_array") @used
 let finish: @convention(c) () -> Void = { switchBeforeExit(closes: true) }

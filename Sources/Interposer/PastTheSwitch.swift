@@ -35,6 +35,45 @@ private func readsStream(_ mode: UnsafePointer<CChar>?) -> Bool {
     interposedFdopen(fd, mode)
 }
 
+/// libc closes the descriptor without a call that is seen. What the stream still has goes out first, as long as the switch knows
+/// the socket. The result is the error of that, of which fclose itself then knows nothing any more.
+@inline(__always)
+private func endStream(_ stream: UnsafeMutableRawPointer?) -> Int32 {
+    if !switchHasDescriptors { return 0 }
+    let fd = ss_descriptor_of_stream(stream)
+    return descriptorEntry(fd) == 0 ? 0 : endTracked(fd, stream)
+}
+
+@inline(never)
+private func endTracked(_ fd: Int32, _ stream: UnsafeMutableRawPointer?) -> Int32 {
+    if isForeignChild() { return 0 }
+    let error = ss_flush_stream(stream)
+    switchIsClosedByLibc(fd)
+    return error
+}
+
+@c(fclose) public func interposedFclose(_ stream: UnsafeMutableRawPointer?) -> Int32 {
+    let error = endStream(stream)
+    let result = ss_real.fclose(stream)
+    return error == 0 ? result : answer32(0 &- Int(error))
+}
+
+@c(_IO_fclose) public func interposedIOFclose(_ stream: UnsafeMutableRawPointer?) -> Int32 { interposedFclose(stream) }
+
+@c(freopen) public func interposedFreopen(
+    _ path: UnsafePointer<CChar>?, _ mode: UnsafePointer<CChar>?, _ stream: UnsafeMutableRawPointer?
+) -> UnsafeMutableRawPointer? {
+    _ = endStream(stream)
+    return ss_real.freopen(path, mode, stream)
+}
+
+@c(freopen64) public func interposedFreopen64(
+    _ path: UnsafePointer<CChar>?, _ mode: UnsafePointer<CChar>?, _ stream: UnsafeMutableRawPointer?
+) -> UnsafeMutableRawPointer? {
+    _ = endStream(stream)
+    return ss_real.freopen64(path, mode, stream)
+}
+
 /// dprintf and its relatives, which C forwards here: libc writes by itself. Before that call the socket goes to TCP.
 @c(ss_before_formatted_write) public func beforeFormattedWrite(_ fd: Int32) {
     if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd) }

@@ -12,7 +12,8 @@ import CSocketSwitch
 func trackedRead(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) -> Int {
     if count == 0, entryKind(descriptorEntry(fd)) == DescriptorKind.socket { return ss_real.read(fd, buffer, 0) }
     ss_test_cancel()
-    let result = switchReceive(fd, buffer, count, 0)
+    if isBeyondMemory(fd, buffer, count) { return answer(0 &- Int(EFAULT)) }
+    let result = switchReceive(fd, buffer, clamped(count), 0)
     return isNoSocket(result) ? ss_real.read(fd, buffer, count) : answerCancellable(result)
 }
 
@@ -23,7 +24,7 @@ func trackedRead(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int) 
 @inline(never)
 func trackedReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     ss_test_cancel()
-    return answerCancellable(switchReceive(fd, buffer, count, flags))
+    return answerCancellable(switchReceive(fd, buffer, clamped(count), flags))
 }
 
 @c(recvfrom) public func interposedRecvfrom(
@@ -46,7 +47,7 @@ func trackedReceiveFrom(
     ss_test_cancel()
     var room: UInt32 = 0
     let isLength = ss_copy_program_memory(&room, length, 4) == 0
-    var piece = iovec(iov_base: buffer, iov_len: count)
+    var piece = iovec(iov_base: buffer, iov_len: clamped(count))
     let result = withUnsafeMutablePointer(to: &piece) { (pieces: UnsafeMutablePointer<iovec>) in
         var message = msghdr()
         message.msg_name = room <= UInt32(Int32.max) ? address : nil

@@ -10,7 +10,8 @@ import CSocketSwitch
 @inline(never)
 func trackedWrite(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Int {
     ss_test_cancel()
-    let result = switchSend(fd, buffer, count, 0)
+    if isBeyondMemory(fd, buffer, count) { return answer(0 &- Int(EFAULT)) }
+    let result = switchSend(fd, buffer, clamped(count), 0)
     return isNoSocket(result) ? ss_real.write(fd, buffer, count) : answerCancellable(result)
 }
 
@@ -21,7 +22,7 @@ func trackedWrite(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int) -> Int
 @inline(never)
 func trackedSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     ss_test_cancel()
-    return answerCancellable(switchSend(fd, buffer, count, flags))
+    return answerCancellable(switchSend(fd, buffer, clamped(count), flags))
 }
 
 @c(sendto) public func interposedSendto(
@@ -40,7 +41,7 @@ func trackedSendTo(
     guard let address else { return trackedSend(fd, buffer, count, flags) }
     if length > 128 { return ss_real.sendto(fd, buffer, count, flags, address, length) }
     ss_test_cancel()
-    var piece = iovec(iov_base: UnsafeMutableRawPointer(mutating: buffer), iov_len: count)
+    var piece = iovec(iov_base: UnsafeMutableRawPointer(mutating: buffer), iov_len: clamped(count))
     let result = withUnsafeMutablePointer(to: &piece) { (pieces: UnsafeMutablePointer<iovec>) in
         var message = msghdr()
         message.msg_name = UnsafeMutableRawPointer(mutating: address)

@@ -16,6 +16,7 @@ let start: @convention(c) () -> Void = {
     ss_process_hooks.after_fork_in_parent = { switchAfterForkInParent() }
     ss_process_hooks.after_fork_in_child = { switchAfterForkInChild() }
     ss_register_fork_hooks()
+    ss_register_quick_exit_hook { switchBeforeExit(closes: true) }
     switchStart(
         service: copyOfEnvironment(Environment.service, 0), policy: copyOfEnvironment(Environment.policy, 1),
         wait: copyOfEnvironment(Environment.wait, 2), upgrade: copyOfEnvironment(Environment.upgrade, 3),

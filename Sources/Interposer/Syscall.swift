@@ -49,6 +49,7 @@ private struct SystemCallArguments {
             SYS_execveat, SYS_clone, SYS_clone3, SYS_seccomp, SYS_prctl, SYS_pidfd_getfd, SYS_sendmsg, SYS_sendmmsg, SYS_recvmsg,
             SYS_recvmmsg:
             return true
+        case SYS_io_submit: return switchHasDescriptors
         case SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_recvfrom, SYS_sendto, SYS_preadv2, SYS_pwritev2, SYS_bind,
             SYS_listen, SYS_connect, SYS_shutdown,
             SYS_getsockopt, SYS_setsockopt, SYS_close, SYS_dup, SYS_fcntl, SYS_ioctl, SYS_epoll_pwait, SYS_epoll_pwait2:
@@ -97,6 +98,7 @@ private struct SystemCallArguments {
             return ss_real.syscall(Int(call), a, b, c, d, e, f)
         case SYS_pidfd_getfd: return Int(interposedPidfdGetfd(fd, second, UInt32(truncatingIfNeeded: c)))
         case SYS_close_range: return Int(interposedCloseRange(UInt32(truncatingIfNeeded: a), UInt32(truncatingIfNeeded: b), third))
+        case SYS_io_submit: return submit(call)
         case SYS_epoll_create1: return Int(interposedEpollCreate1(fd))
         case SYS_accept: return Int(interposedAccept(fd, pointer(b), typed(c, UInt32.self)))
         case SYS_accept4: return Int(interposedAccept4(fd, pointer(b), typed(c, UInt32.self), fourth))
@@ -141,6 +143,32 @@ private struct SystemCallArguments {
             }
             return Int(interposedPselect(fd, pointer(b), pointer(c), pointer(d), typed(e, timespec.self), UnsafeRawPointer(bitPattern: mask)))
         default: return performOld(call)
+        }
+    }
+
+    /// Work on sockets that the kernel will do by itself: they go to TCP first, as for aio_read. One that cannot go now is refused
+    /// as if there were no room for it, and what comes before it is submitted.
+    private func submit(_ call: Int32) -> Int {
+        var index = 0
+        var request = 0
+        // A list or an entry that cannot be read is the kernel's to refuse.
+        while index < b, let list = pointer(c), ss_copy_program_memory(&request, list + 8 &* index, 8) == 0 {
+            if !mayBeSubmitted(pointer(request)) {
+                return index == 0 ? answer(0 &- Int(EAGAIN)) : ss_real.syscall(Int(call), a, index, c, d, e, f)
+            }
+            index &+= 1
+        }
+        return ss_real.syscall(Int(call), a, b, c, d, e, f)
+    }
+
+    /// A struct iocb has the operation in bytes 16 and 17, and the descriptor in bytes 20 to 23.
+    private func mayBeSubmitted(_ request: UnsafeMutableRawPointer?) -> Bool {
+        var words: (UInt32, Int32) = (0, -1)
+        guard let request, ss_copy_program_memory(&words, request + 16, 8) == 0, descriptorEntry(words.1) != 0 else { return true }
+        switch words.0 & 0xFFFF {
+        case 0, 5, 7: return keepOnTCP(words.1, reads: true)  // PREAD, POLL, PREADV
+        case 1, 8: return keepOnTCP(words.1)  // PWRITE, PWRITEV
+        default: return true
         }
     }
 

@@ -109,7 +109,8 @@ func noteHighest(_ fd: Int32) {
 }
 
 /// A new descriptor has a number that the table still knows: it was closed by a way that we did not see (a raw system
-/// call). What it stood for is gone; except in a vfork child, whose parent goes on with it.
+/// call). What it stood for is gone; except in a vfork child, whose parent goes on with it. The number is another file already,
+/// to which nothing must be done.
 @inline(__always)
 func forgetStale(_ fd: Int32) {
     if descriptorEntry(fd) != 0 { dropStale(fd) }
@@ -117,7 +118,11 @@ func forgetStale(_ fd: Int32) {
 
 @inline(never)
 private func dropStale(_ fd: Int32) {
-    if !isForeignChild() { dropEntry(fd) }
+    if isForeignChild() { return }
+    if let index = socketIndex(fd), sessionOf(index).connection.pointee.descriptor == fd {
+        sessionOf(index).connection.pointee.descriptor = otherDescriptor(descriptorEntry(fd), than: fd)
+    }
+    dropEntry(fd)
 }
 
 /// The socket becomes an unconnected one again: a new slot, with the options that the program has set.
@@ -178,6 +183,11 @@ package func switchClose(_ fd: Int32) -> Int {
     return entryKind(entry) == DescriptorKind.socket ? baseClose(fd) : ss_sys_close(fd)
 }
 
+/// libc is about to close the descriptor by itself. Not for vfork children, which close their own alone.
+package func switchIsClosedByLibc(_ fd: Int32) {
+    if entryKind(descriptorEntry(fd)) != DescriptorKind.own { dropEntry(fd) }
+}
+
 /// Ends what the descriptor means to us; the kernel's close comes after.
 func dropEntry(_ fd: Int32) {
     let entry = descriptorEntry(fd)
@@ -188,7 +198,8 @@ func dropEntry(_ fd: Int32) {
         clearDescriptorEntry(fd)
         let record = sessionOf(index).connection
         if Int32(bitPattern: sessionOf(index).descriptorCount.subtract(1)) <= 0 {
-            endSocket(fd, index)
+            // (It has none when the number is another file already.)
+            endSocket(record.pointee.descriptor < 0 ? -1 : fd, index)
         } else {
             if record.pointee.descriptor == fd { record.pointee.descriptor = otherDescriptor(entry, than: fd) }
             sessionOf(index).wakeSleepingCalls()
@@ -212,7 +223,7 @@ func otherDescriptor(_ entry: UInt32, than fd: Int32) -> Int32 {
     return -1
 }
 
-/// The process's last descriptor of a socket goes.
+/// The process's last descriptor of a socket goes. -1: it has gone.
 private func endSocket(_ fd: Int32, _ index: Int) {
     guard let memory = privateState.pointee.arena else { return }
     let record = sessionOf(index).connection
@@ -233,7 +244,7 @@ private func endCompanions(_ fd: Int32, _ index: Int) -> Bool {
     let connected = session.slot.kind.load() >= Slot.Kind.connected
     let record = session.connection
     // Before the lock is taken: it may be seconds.
-    if isAlone(session.slot) { session.waitForBacklog(isLast: true) }
+    if fd >= 0, isAlone(session.slot) { session.waitForBacklog(isLast: true) }
     let locked = waitForPendingLock()
     defer { if locked { unlockPending() } }
     let alone = isAlone(session.slot)
@@ -315,7 +326,8 @@ package func switchCloseRange(_ first: UInt32, _ last: UInt32, _ flags: Int32) -
     // What the kernel refuses closes nothing. CLOSE_RANGE_UNSHARE is 2, CLOSE_RANGE_CLOEXEC 4.
     if first > last || flags & ~6 != 0 { return ss_sys_close_range(first, last, flags) }
     let closes = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
-    guard closes, !isForeignChild() else { return closeRangeAroundOwn(first, last, flags) }
+    // CLOSE_RANGE_UNSHARE closes the calling thread's own copy of the descriptors: where there are other threads, they keep all.
+    guard closes, !isForeignChild(), flags & 2 == 0 || ss_has_other_threads() == 0 else { return closeRangeAroundOwn(first, last, flags) }
     let end = min(UInt64(last) + 1, UInt64(SS_DESCRIPTORS))
     var fd = UInt64(first)
     while fd < end {
@@ -359,10 +371,16 @@ package func switchDuplicate(_ old: Int32, onto new: Int32, _ flags: Int32) -> I
         return rawDuplicate(old, new, flags)
     }
     // Only when the call will succeed may the old meaning of `new` end.
-    if descriptorEntry(new) != 0, ss_sys_fcntl(old, F_GETFD, 0) >= 0 { dropEntry(new) }
+    if descriptorEntry(new) != 0, isAllowedNumber(new), ss_sys_fcntl(old, F_GETFD, 0) >= 0 { dropEntry(new) }
     let result = rawDuplicate(old, new, flags)
     if result >= 0, descriptorEntry(old) != 0 { shareEntry(of: old, with: new) }
     return result
+}
+
+/// A descriptor may have a number that a limit lowered since then forbids.
+private func isAllowedNumber(_ fd: Int32) -> Bool {
+    var limit = rlimit()
+    return ss_sys_prlimit(Int32(RLIMIT_NOFILE.rawValue), nil, &limit) != 0 || rlim_t(fd) < limit.rlim_cur
 }
 
 func rawDuplicate(_ old: Int32, _ new: Int32, _ flags: Int32) -> Int {

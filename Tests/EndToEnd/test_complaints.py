@@ -300,6 +300,35 @@ class Complaints(Compiled):
                 client.wait_for_output("round 600")
                 self.assertTrue(client.running())
 
+    def test_an_io_uring_of_a_liburing_that_is_loaded_later(self):
+        """A program that knows nothing of liburing loads a plugin that was linked with it: the ring works, and is watched."""
+        plugin = os.path.join(self.directory, "libplugin.so")
+        subprocess.run([find_program("gcc"), "-O1", "-w", "-shared", "-fPIC", "-o", plugin,
+                        os.path.join(PROGRAMS, "ring_plugin.c"), "-luring"], check=True)
+        program = self.written("loader", """
+            #include <dlfcn.h>
+            #include <stdio.h>
+            int main(int count, char **arguments) {
+                void *plugin = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
+                if (!plugin) return puts(dlerror()), 1;
+                return ((int (*)(const char *))dlsym(plugin, "use_ring"))(arguments[2]);
+            }
+            """, "-w")
+        port = free_port()
+        server = self.start([PYTHON, "-c", ECHO, str(port)])
+        self.wait_listening(port, server)
+        client = self.start([program, plugin, str(port)])
+        client.wait_for_output("round 300")
+        if not settings.plain:
+            self.assertEqual({(e["sendCarrier"], e["receiveCarrier"]) for e in self.connections(port)}, {("companion", "companion")})
+        client.tell("send")
+        client.wait_for_output("sent by the ring")
+        if not settings.plain:
+            def is_back():
+                return any(e["reason"] == "ioUring" and e["sendCarrier"] == "tcp" for e in self.connections(port)) or None
+            self.wait_until(is_back, "the connection is on TCP because of the ring", 10)
+        self.assertTrue(client.running())
+
     def test_one_host_by_all_its_names(self):
         """Loopback and the host's own addresses, IPv4 and IPv6, listeners on one address and on all."""
         own = subprocess.run(["hostname", "-I"], stdout=subprocess.PIPE, text=True, check=False).stdout.split()

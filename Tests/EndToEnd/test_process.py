@@ -618,6 +618,9 @@ class Children(ProcessCase):
     def test_popen(self):
         self.check_child("libc_popen")
 
+    def test_wordexp(self):
+        self.check_child("wordexp")
+
     def test_forked_child_goes_on(self):
         self.with_phases(lambda server, client: server.do("fork") and None)
 

@@ -33,6 +33,10 @@
     X(int, sendmmsg, (int fd, struct mmsghdr *_Nullable list, unsigned count, int flags)) \
     X(int, recvmmsg, (int fd, struct mmsghdr *_Nullable list, unsigned count, int flags, struct timespec *_Nullable timeout)) \
     X(ssize_t, splice, (int in, int64_t *_Nullable in_offset, int out, int64_t *_Nullable out_offset, size_t count, unsigned flags)) \
+    X(int, fclose, (SS_P stream)) \
+    X(SS_P, freopen, (const char *_Nullable path, const char *_Nullable mode, SS_P stream)) \
+    X(SS_P, freopen64, (const char *_Nullable path, const char *_Nullable mode, SS_P stream)) \
+    X(void, backtrace_symbols_fd, (SS_P const *_Nullable addresses, int count, int fd)) \
     X(SS_P, fdopen, (int fd, const char *_Nullable mode)) \
     X(int, vdprintf, (int fd, const char *_Nullable format, va_list arguments)) \
     X(int, __vdprintf_chk, (int fd, int flag, const char *_Nullable format, va_list arguments)) \
@@ -108,6 +112,7 @@
     X(int, posix_spawnp, (SS_P pid, const char *_Nullable file, SS_C actions, SS_C attributes, SS_LIST arguments, SS_LIST environment)) \
     X(int, posix_spawn_file_actions_adddup2, (SS_P actions, int old, int replacement)) \
     X(int, system, (const char *_Nullable command)) \
+    X(int, wordexp, (const char *_Nullable words, SS_P result, int flags)) \
     X(SS_P, popen, (const char *_Nullable command, const char *_Nullable mode)) \
     X(int, prctl, (int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)) \
     X(int, pidfd_getfd, (int process, int fd, unsigned flags)) \
@@ -186,6 +191,13 @@ struct ss_process_hooks {
     void (*_Nullable after_fork_in_child)(void);
 };
 extern struct ss_process_hooks ss_process_hooks __attribute__((visibility("hidden"), swift_attr("nonisolated(unsafe)")));
+
+/// Called by quick_exit, behind the program's own handlers.
+void ss_register_quick_exit_hook(void (*hook)(void)) __attribute__((visibility("hidden")));
+
+/// fileno and fflush of a FILE, which leave errno alone. The latter returns the error, or 0.
+int ss_descriptor_of_stream(SS_P stream) __attribute__((visibility("hidden")));
+int ss_flush_stream(SS_P stream) __attribute__((visibility("hidden")));
 
 /// pthread_atfork with the hooks of `ss_process_hooks`.
 void ss_register_fork_hooks(void) __attribute__((visibility("hidden")));

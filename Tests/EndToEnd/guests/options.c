@@ -981,6 +981,82 @@ static void mixtures(void) {
     close_ends(e);
 }
 
+static int owned_by(int fd, int owner) { return fcntl(fd, F_SETOWN, owner) < 0 ? -1 : fcntl(fd, F_GETOWN) == owner; }
+
+// A process group is a negative owner, which the bare system call cannot tell from an error: on both carriers alike.
+static void owners(void) {
+    struct ends e = make_ends();
+    struct f_owner_ex owner;
+    if (owned_by(e.client, -getpgrp()) != 1) {
+        printf("F_GETOWN is not the process group\n");
+        failures++;
+    }
+    SHOW(fcntl(e.client, F_GETOWN_EX, &owner));
+    SHOW(owner.type);
+    SHOW(owner.pid == getpgrp());
+    SHOW(owned_by(e.client, getpid()));
+    SHOW(owned_by(e.client, 0));
+    close_ends(e);
+}
+
+// A number that the limit forbids: nothing is closed.
+static void forbidden_numbers(void) {
+    struct ends e = make_ends();
+    struct rlimit before, lower;
+    getrlimit(RLIMIT_NOFILE, &before);
+    lower = before;
+    lower.rlim_cur = 100;
+    SHOW(write(e.server, "unread ", 7));
+    SHOW(write(e.client, "unread ", 7));
+    SHOW(dup2(e.client, 500));
+    SHOW(close(e.client));
+    e.client = 500;
+    SHOW(setrlimit(RLIMIT_NOFILE, &lower));
+    SHOW(dup2(0, 500));
+    SHOW(dup3(0, 500, O_CLOEXEC));
+    SHOW(dup2(e.server, 500));
+    SHOW(write(e.client, "still", 5));
+    expect(e.server, "unread still");
+    SHOW(write(e.server, "here", 4));
+    expect(e.client, "unread here");
+    SHOW(fcntl(e.client, F_SETFL, O_NONBLOCK));
+    SHOW(recv(e.client, got, 1, 0));
+    SHOW(setrlimit(RLIMIT_NOFILE, &before));
+    SHOW(close(e.client));
+    SHOW(recv(e.server, got, 1, 0));
+    close(e.server);
+}
+
+static void *close_all_of_its_own(void *argument) {
+    SHOW(syscall(SYS_close_range, 3, ~0U, 2 /* CLOSE_RANGE_UNSHARE */));
+    return NULL;
+}
+
+// A thread gives up its own copy of all descriptors; those of the others stay.
+static void closed_in_a_thread(void) {
+    struct ends e = make_ends();
+    pthread_t thread;
+    SHOW(write(e.client, "before ", 7));
+    pthread_create(&thread, NULL, close_all_of_its_own, NULL);
+    pthread_join(thread, NULL);
+    SHOW(write(e.client, "after", 5));
+    expect(e.server, "before after");
+    SHOW(write(e.server, "back", 4));
+    expect(e.client, "back");
+    // A process of one thread has nothing left.
+    pid_t child = fork();
+    if (!child) {
+        close_range(3, ~0U, 2);
+        _exit(write(e.client, "x", 1) < 0 ? errno : 0);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    SHOW(WEXITSTATUS(status));
+    close(e.client);
+    SHOW(recv(e.server, got, 1, 0));
+    close(e.server);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     alarm(0);
@@ -1004,6 +1080,9 @@ int main(int count, char **arguments) {
     CASE(exclusive);
     CASE(queues);
     CASE(mixtures);
+    CASE(owners);
+    CASE(forbidden_numbers);
+    CASE(closed_in_a_thread);
     printf("%d different\n", failures);
     return failures != 0;
 }

@@ -1,6 +1,8 @@
 // Calls that reach a socket by another way than the socket interface: every byte and its order the same as on TCP.
 #include "carriers.h"
 #include <aio.h>
+#include <execinfo.h>
+#include <linux/aio_abi.h>
 #include <stdarg.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
@@ -10,6 +12,9 @@
 #include <sys/statvfs.h>
 #include <termios.h>
 #include <sys/eventfd.h>
+#include <sys/un.h>
+
+int main(int, char **);
 
 static void expect(int fd, const char *text) {
     char got[256] = {0};
@@ -52,6 +57,120 @@ static void stream(void) {
     SHOW(fclose(file));
     SHOW(recv(e.client, line, 1, 0));
     close(e.client);
+}
+
+// What a handler of crashes does, here on a connection that knows nothing of libc's own writing yet.
+static void traced(void) {
+    struct ends e = make_ends();
+    char big[3000];
+    void *addresses[] = {(void *)main, NULL};
+    SHOW(write(e.client, "before ", 7));
+    memset(big, 0, sizeof big);
+    backtrace_symbols_fd(addresses, 2, e.client);
+    SHOW(write(e.client, "after", 5));
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(recv(e.server, big, sizeof big, MSG_WAITALL) > 20);
+    say("%s\n", big);
+    close_ends(e);
+}
+
+static void close_unseen(int fd) {
+    long result = fd;
+#if defined(__x86_64__)
+    __asm__ volatile("syscall" : "=a"(result) : "0"((long)SYS_close), "D"((long)fd) : "rcx", "r11", "memory");
+#else
+    register long x8 __asm__("x8") = SYS_close, x0 __asm__("x0") = fd;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8) : "memory");
+    result = x0;
+#endif
+    SHOW(result);
+}
+
+static struct sockaddr_un named(int fd) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    socklen_t length = sizeof name;
+    bind(fd, (void *)&name, sizeof(sa_family_t));
+    getsockname(fd, (void *)&name, &length);
+    return name;
+}
+
+// A socket whose number another one has now, by which a connection with bytes unread is passed on.
+static void closed_unseen(void) {
+    for (int way = 0; way < 6; way++) {
+        say("way %d\n", way);
+        struct ends e = make_ends(), passed = make_ends();
+        int number = e.server, channel[2] = {-1, -1}, received = -1;
+        int listener = socket(AF_UNIX, SOCK_STREAM, 0), client = socket(AF_UNIX, SOCK_STREAM, 0);
+        struct sockaddr_un name;
+        FILE *file = NULL;
+        char line[64] = "";
+        if (way < 4) {
+            SHOW(write(e.client, "a line\n", 7));
+            file = fdopen(number, "r+");
+            say("%s", fgets(line, sizeof line, file));
+            SHOW(fputs("left in the buffer", file));
+        }
+        if (way < 2) SHOW(fclose(file));
+        if (way == 2) SHOW(freopen("/dev/null", "r+", file) == file);
+        if (way == 3) SHOW(freopen(NULL, "r", file) == NULL);
+        if (way < 4) expect(e.client, "left in the buffer");
+        if (way > 3) close_unseen(number);
+        SHOW(recv(e.client, line, 1, 0));
+        if (way == 2) {
+            SHOW(fileno(file) == number);
+            SHOW(fclose(file));
+        }
+        if (way == 4) {
+            channel[0] = socket(AF_UNIX, SOCK_DGRAM, 0);
+            channel[1] = socket(AF_UNIX, SOCK_DGRAM, 0);
+            name = named(channel[1]);
+            SHOW(connect(channel[0], (void *)&name, sizeof(sa_family_t) + 6));
+        } else if (way == 5) {
+            name = named(listener);
+            channel[1] = client;
+            SHOW(listen(listener, 1));
+            SHOW(connect(channel[1], (void *)&name, sizeof(sa_family_t) + 6));
+            channel[0] = accept(listener, NULL, NULL);
+        } else if (socketpair(AF_UNIX, SOCK_STREAM, 0, channel)) fail("socketpair");
+        SHOW(channel[0] == number);
+        SHOW(write(passed.client, "unread", 6));
+        char control[CMSG_SPACE(sizeof(int))] = {0};
+        struct msghdr m = {.msg_iov = &(struct iovec){line, 1}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+        c->cmsg_level = SOL_SOCKET, c->cmsg_type = SCM_RIGHTS, c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &passed.server, sizeof(int));
+        SHOW(sendmsg(channel[0], &m, 0));
+        SHOW(close(passed.server));
+        SHOW(write(passed.client, " bytes", 6));
+        SHOW(recvmsg(channel[1], &m, 0));
+        if ((c = CMSG_FIRSTHDR(&m))) memcpy(&received, CMSG_DATA(c), sizeof(int));
+        expect(received, "unread bytes");
+        SHOW(write(received, "back", 4));
+        expect(passed.client, "back");
+        close(received);
+        close(channel[0]);
+        close(channel[1]);
+        close(client);
+        close(listener);
+        close(passed.client);
+        close(e.client);
+    }
+}
+
+// What is owed to a connection at its end is not done to the socket that has its number by then.
+static void number_taken(void) {
+    struct ends e = make_ends();
+    struct linger linger = {7, 7};
+    socklen_t length = sizeof linger;
+    SHOW(write(e.client, "unread", 6));
+    close_unseen(e.server);
+    SHOW(socket(AF_INET, SOCK_STREAM, 0) == e.server);
+    SHOW(getsockopt(e.server, SOL_SOCKET, SO_LINGER, &linger, &length));
+    SHOW(linger.l_onoff);
+    SHOW(linger.l_linger);
+    struct pollfd p = {e.client, POLLIN};
+    SHOW(poll(&p, 1, 1000));
+    close_ends(e);
 }
 
 static void positioned(void) {
@@ -142,6 +261,50 @@ static void asynchronous(void) {
     memset(got, 0, sizeof got);
     SHOW(lio_listio(LIO_WAIT, list, 2, NULL));
     SHOW(memcmp(got, "two", 3));
+    close_ends(e);
+}
+
+// The kernel's own asynchronous calls, which libc has no functions for.
+static void submitted(void) {
+    struct ends e = make_ends();
+    char got[16] = "";
+    aio_context_t context = 0;
+    struct io_event events[4];
+    struct iovec v = {" four", 5};
+    SHOW(syscall(SYS_io_setup, 8, &context));
+    SHOW(write(e.client, "one two", 7));
+    struct iocb w = {.aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = e.client, .aio_buf = (uintptr_t)" three", .aio_nbytes = 6};
+    struct iocb r = {.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = e.server, .aio_buf = (uintptr_t)got, .aio_nbytes = 16};
+    struct iocb wv = {.aio_lio_opcode = IOCB_CMD_PWRITEV, .aio_fildes = e.client, .aio_buf = (uintptr_t)&v, .aio_nbytes = 1};
+    struct iocb *all[] = {&w, &wv, NULL, (void *)8};
+    SHOW(syscall(SYS_io_submit, context, 2, all));
+    SHOW(syscall(SYS_io_getevents, context, 2, 2, events, NULL));
+    SHOW(events[0].res);
+    SHOW(events[1].res);
+    SHOW(write(e.client, "!", 1));
+    expect(e.server, "one two three four!");
+    close_ends(e);
+    e = make_ends();
+    SHOW(write(e.client, "0123456789", 10));
+    all[0] = &r;
+    r.aio_fildes = e.server;
+    SHOW(syscall(SYS_io_submit, context, 1, all));
+    SHOW(syscall(SYS_io_getevents, context, 1, 1, events, NULL));
+    SHOW(events[0].res);
+    SHOW(memcmp(got, "0123456789", 10));
+    SHOW(syscall(SYS_io_submit, context, 2, all + 2));
+    SHOW(syscall(SYS_io_submit, context, 1, all + 3));
+    SHOW(syscall(SYS_io_submit, context, 1, NULL));
+    SHOW(syscall(SYS_io_submit, context, 0, all));
+    SHOW(syscall(SYS_io_submit, context, -1L, all));
+    SHOW(write(e.server, "back", 4));
+    struct iocb p = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = e.client, .aio_buf = POLLIN};
+    all[0] = &p;
+    SHOW(syscall(SYS_io_submit, context, 1, all));
+    SHOW(syscall(SYS_io_getevents, context, 1, 1, events, &(struct timespec){2}));
+    SHOW(events[0].res);
+    expect(e.client, "back");
+    SHOW(syscall(SYS_io_destroy, context));
     close_ends(e);
 }
 
@@ -310,6 +473,79 @@ static void wait_for_signal(void) {
     signals_seen = 0;
 }
 
+static int last_words = -1;
+static void say_last_words(void) {
+    if (last_words >= 0) write(last_words, "last words", 10);
+}
+
+// The end of a process that runs no destructors: with nothing and with something unread, with what its handlers send, with what
+// the other end wants from it on TCP, and with more than TCP takes at once.
+static void ended_quickly(void) {
+    static char much[300000];
+    for (int way = 0; way < 5; way++) {
+        struct ends e = make_ends();
+        int pipes[2], status = -1;
+        char byte;
+        say("way %d\n", way);
+        if (pipe(pipes) < 0) fail("pipe");
+        pid_t child = fork();
+        if (child == 0) {
+            close(e.client);
+            if (way == 2) {
+                last_words = e.server;
+                at_quick_exit(say_last_words);
+            }
+            if (way == 3) write(e.server, "owed bytes", 10);
+            if (way == 4) {
+                fcntl(e.server, F_SETFL, O_NONBLOCK);
+                if (write(e.server, much, sizeof much) != sizeof much) _exit(1);
+            }
+            if (read(pipes[0], &byte, 1) != 1) _exit(1);
+            quick_exit(3);
+        }
+        close(e.server);
+        if (way == 1) SHOW(send(e.client, "unread", 6, 0));
+        if (way > 2) {
+            struct pollfd p = {e.client, POLLIN};
+            SHOW(poll(&p, 1, 5000));
+        }
+        if (way == 3) SHOW(setsockopt(e.client, SOL_SOCKET, SO_OOBINLINE, &(int){1}, sizeof(int)));
+        if (write(pipes[1], "x", 1) != 1) fail("write");
+        if (way == 4) SHOW(recv(e.client, much, sizeof much, MSG_WAITALL));
+        waitpid(child, &status, 0);
+        if (way == 3) expect(e.client, "owed bytes");
+        SHOW(WEXITSTATUS(status));
+        if (way == 2) expect(e.client, "last words");
+        if (way != 1) SHOW(recv(e.client, &byte, 1, 0));
+        struct pollfd p = {e.client, POLLIN};
+        SHOW(poll(&p, 1, 1000));
+        SHOW(p.revents);
+        SHOW(send(e.client, "x", 1, 0));
+        usleep(2000);
+        SHOW(send(e.client, "x", 1, 0));
+        close(e.client);
+        close(pipes[0]);
+        close(pipes[1]);
+    }
+}
+
+// A stream whose last bytes nobody takes: fclose tells of it, and so it does where the switch has sent them before.
+static void closed_in_vain(void) {
+    struct ends e = make_ends();
+    struct pollfd p = {e.client, POLLIN};
+    FILE *file = fdopen(e.client, "w");
+    SHOW(setsockopt(e.server, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger)));
+    SHOW(close(e.server));
+    SHOW(poll(&p, 1, 1000));
+    SHOW(fputs("lost", file));
+    errno = 0;
+    int closed = fclose(file);
+    if (closed != EOF || errno != ECONNRESET) {
+        printf("fclose: %d %s\n", closed, strerrorname_np(errno));
+        failures++;
+    }
+}
+
 // SIGIO when data, and when the end, arrive: what was asked for before and after the connection moved.
 static void signal_driven(void) {
     signal(SIGIO, on_io);
@@ -345,13 +581,19 @@ int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     CASE(formatted);
     CASE(stream);
+    CASE(traced);
+    CASE(closed_unseen);
+    CASE(number_taken);
     CASE(positioned);
     CASE(files);
     CASE(asynchronous);
+    CASE(submitted);
     CASE(aliases);
     CASE(system_calls);
     CASE(for_files);
     CASE(blocks);
+    CASE(ended_quickly);
+    CASE(closed_in_vain);
     CASE(signal_driven);
     printf("%d different\n", failures);
     return failures != 0;

@@ -1,5 +1,6 @@
 // Bad pointers: EFAULT, never a crash, and no byte lost.
 #include "carriers.h"
+#include <limits.h>
 
 static char *page;  // readable and writable; the page behind it is not there
 static void *volatile null;
@@ -123,6 +124,46 @@ static void receiving(void) {
     close_ends(e);
 }
 
+// Lengths that no memory has: read and write refuse what would leave the program's memory, the others take as much as a call can.
+static void huge_counts(void) {
+    static char got[64];
+    static const size_t counts[] = {-1, SSIZE_MAX, (size_t)SSIZE_MAX + 1, (size_t)1 << 62};
+    struct ends e = make_ends();
+    struct sockaddr_in address;
+    socklen_t length;
+    for (int i = 0; i < 4; i++) {
+        size_t huge = counts[i];
+        say("%zx\n", huge);
+        SHOW(write(e.client, got, huge));
+        SHOW(write(e.client, page + 4086, huge));
+        SHOW(read(e.server, got, huge));
+        SHOW(syscall(SYS_write, e.client, got, huge));
+        SHOW(send(e.client, page + 4086, huge, MSG_DONTWAIT));
+        SHOW(sendto(e.client, page + 4086, huge, MSG_DONTWAIT, (void *)&address, 0));
+        SHOW(recv(e.server, got, huge, MSG_DONTWAIT));
+        SHOW(write(e.client, "0123456789", 10));
+        SHOW(read(e.server, got, huge));
+        SHOW(syscall(SYS_read, e.server, got, huge));
+        SHOW(recv(e.server, null, huge, MSG_TRUNC | MSG_PEEK));
+        SHOW(recv(e.server, got, huge, MSG_PEEK));
+        length = sizeof address;
+        SHOW(recvfrom(e.server, got, huge, MSG_PEEK, (void *)&address, &length));
+        SHOW(recv(e.server, got, huge, 0));
+        SHOW(memcmp(got, "0123456789", 10));
+        SHOW(write(e.client, "0123456789", 10));
+        SHOW(recv(e.server, null, huge, MSG_TRUNC));
+        SHOW(recv(e.server, got, 64, MSG_DONTWAIT));
+        SHOW(write(e.client, "abcdefghij", 10));
+        SHOW(recvfrom(e.server, got, huge, 0, (void *)&address, &length));
+        SHOW(memcmp(got, "abcdefghij", 10));
+    }
+    // More than a call takes, and still the program's.
+    SHOW(write(e.client, "0123456789", 10));
+    SHOW(read(e.server, got, 0x80000000));
+    SHOW(memcmp(got, "0123456789", 10));
+    close_ends(e);
+}
+
 static void readiness(void) {
     struct ends e = make_ends();
     int set = epoll_create1(0);
@@ -167,6 +208,7 @@ int main(int count, char **arguments) {
     CASE(sending);
     CASE(half_good);
     CASE(receiving);
+    CASE(huge_counts);
     CASE(readiness);
     CASE(file_that_shrank);
     printf("%d different\n", failures);

@@ -452,6 +452,11 @@ class Stage:
             libc.popen.restype = ctypes.c_void_p
             libc.pclose.argtypes = [ctypes.c_void_p]
             libc.pclose(libc.popen(f"exec 0<&{fd}; {command}".encode(), b"w"))
+        elif how == "wordexp":
+            os.set_inheritable(fd, True)
+            words = (ctypes.c_void_p * 3)()  # a wordexp_t
+            if ctypes.CDLL(None).wordexp(f"$(exec 0<&{fd}; {command})".encode(), words, 0) == 0:
+                say(ctypes.cast(words[1], ctypes.POINTER(ctypes.c_char_p))[0].decode())
         self.child_read = 16
 
     def do_position(self):
