@@ -7,7 +7,9 @@ import CSocketSwitch
 /// Whether the kernel alone has the socket's stream from now on. (False: bytes that only the companion has are unread, and
 /// nobody is there to send them again.)
 @inline(never)
-func keepOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { switchKeepsOnTCP(fd, reads: reads) }
+func keepOnTCP(_ fd: Int32, reads: Bool = false, mayRefuse: Bool = true) -> Bool {
+    switchKeepsOnTCP(fd, reads: reads, mayRefuse: mayRefuse)
+}
 
 @inline(__always)
 private func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry(fd) == 0 || keepOnTCP(fd, reads: reads) }
@@ -15,7 +17,7 @@ private func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry
 // MARK: stdio
 
 @c(fdopen) public func interposedFdopen(_ fd: Int32, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
-    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd, reads: readsStream(mode)) }
+    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd, reads: readsStream(mode), mayRefuse: false) }
     return ss_real.fdopen(fd, mode)
 }
 

@@ -119,6 +119,11 @@ extension Session {
         return state == TCPState.established || state == TCPState.closeWait
     }
 
+    /// An urgent byte, or its mark, may lie ahead of the reader.
+    package func mayHaveMark(_ fd: Int32) -> Bool {
+        has(Slot.Flags.urgentTaken) || Session.kernelEvents(fd, EPOLLPRI.rawValue) & EPOLLPRI.rawValue != 0
+    }
+
     /// After a hand-over that was refused: what is sent from now on goes over TCP all the same.
     package var sendsPastRing: Bool {
         guard enterWatch() else { return !isDual }

@@ -10,7 +10,11 @@ extension Session {
         var cursor = MessageCursor(message)
         let total = cursor.total(message)
         if total < 0 { return total }
-        if flags & Int32(MSG_OOB | MSG_ERRQUEUE) != 0 { return ss_sys_recvmsg(fd, message, flags) }
+        if flags & Int32(MSG_OOB | MSG_ERRQUEUE) != 0 {
+            let result = ss_sys_recvmsg(fd, message, flags)
+            if result > 0, flags & Int32(MSG_OOB) != 0 { slot.flags.setBits(Slot.Flags.urgentTaken) }
+            return result
+        }
         if total == 0 { return receiveNothing(fd, message, flags) }
         var nonBlocking = isNonBlocking(flags)
         let peeks = flags & Int32(MSG_PEEK) != 0

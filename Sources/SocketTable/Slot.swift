@@ -63,6 +63,8 @@ package struct Slot {
         package static var strangers: UInt64 { 1 << 16 }
         /// Several processes of the family have waited for it in one epoll set.
         package static var waitedForByRelatives: UInt64 { 1 << 17 }
+        /// An urgent byte has been taken out of the stream (MSG_OOB): its mark may lie ahead, and the kernel does not tell.
+        package static var urgentTaken: UInt64 { 1 << 18 }
     }
 
     // Line 0: identity.

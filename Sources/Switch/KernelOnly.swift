@@ -12,17 +12,20 @@ package func switchRingIsMade() {
     var fd: Int32 = 0
     var deadline: UInt64 = 0
     while fd < Int32(bitPattern: highestDescriptor.load()) {
-        _ = readsOnTCP(fd, .ioUring, &deadline)
+        _ = readsOnTCP(fd, .ioUring, &deadline, mayRefuse: false)
         fd &+= 1
     }
 }
 
 /// What is read past the session is read now, so another connection may take the socket's place, if nobody else has it. (An epoll
 /// set knows the socket, and would not know another.) False: not now, and data would be missed.
-private func readsOnTCP(_ fd: Int32, _ reason: Reason, _ deadline: inout UInt64) -> Bool {
+///
+/// `mayRefuse`: the program gets an error then, and can do without. So it does for an urgent byte, which that
+/// connection would lose.
+private func readsOnTCP(_ fd: Int32, _ reason: Reason, _ deadline: inout UInt64, mayRefuse: Bool) -> Bool {
     if switchHandOver(fd, reason) { return true }
     guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), sessionOf(index).mayBeReplaced(fd),
-        isSoonAlone(index, &deadline)
+        !mayRefuse || !sessionOf(index).mayHaveMark(fd), isSoonAlone(index, &deadline)
     else { return false }
     let kind = sessionOf(index).slot.kind.load()
     // (It may have gone back to TCP in the attempt.)
@@ -122,9 +125,9 @@ func handOverAgain(_ fd: Int32, _ session: Session) {
 
 /// The program is about to use the descriptor by a call that reaches the kernel past the switch (fdopen, splice).
 /// False: not now, and data would be missed by one who `reads`, or overtake others. One who writes needs the way out alone.
-package func switchKeepsOnTCP(_ fd: Int32, reads: Bool = false) -> Bool {
+package func switchKeepsOnTCP(_ fd: Int32, reads: Bool = false, mayRefuse: Bool = true) -> Bool {
     var deadline: UInt64 = 0
-    if reads { return readsOnTCP(fd, .unsupportedOption, &deadline) }
+    if reads { return readsOnTCP(fd, .unsupportedOption, &deadline, mayRefuse: mayRefuse) }
     if switchHandOver(fd, .unsupportedOption) { return true }
     guard let index = socketIndex(fd) else { return true }
     return sessionOf(index).sendsPastRing

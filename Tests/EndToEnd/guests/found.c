@@ -555,6 +555,28 @@ static void written_beside_a_remainder(void) {
     }
 }
 
+// A splice does not go past an urgent mark, whether or not the urgent byte has been taken.
+static void splices_up_to_a_mark(void) {
+    for (int way = 0; way < 2; way++) {
+        struct ends e = make_ends();
+        int ends[2], mark = -1;
+        pipe(ends);
+        SHOW(write(e.client, bytes, 996));
+        SHOW(send(e.client, bytes, 87, MSG_OOB));
+        SHOW(write(e.client, bytes, 4));
+        await_events(e.server, POLLIN);
+        usleep(20000);
+        if (way) SHOW(recv(e.server, bytes, 1, MSG_OOB));
+        SHOW(splice_or_copy(e.server, ends[1], 60000));
+        SHOW(ioctl(e.server, SIOCATMARK, &mark));
+        SHOW(mark);
+        SHOW(recv(e.server, bytes, 100, MSG_DONTWAIT));
+        close_ends(e);
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
 // recvmmsg tells of a reset before it looks for data; recvmsg behind them.
 static void reset_before_messages(void) {
     for (int way = 0; way < 2; way++) {
@@ -604,6 +626,7 @@ int main(int count, char **arguments) {
     CASE(read_after_both_ends);
     CASE(written_beside_a_remainder);
     CASE(reset_before_messages);
+    CASE(splices_up_to_a_mark);
     printf("%d different\n", failures);
     return failures != 0;
 }
