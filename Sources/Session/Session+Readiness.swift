@@ -52,7 +52,7 @@ extension Session {
         return receivesOnTCP && (local.cutCount.load() == slot.receiveCuts.loadRelaxed() || slot.invitation.loadRelaxed() >= Invitation.rewind)
     }
 
-    static func kernelEvents(_ fd: Int32, _ interest: UInt32) -> UInt32 {
+    package static func kernelEvents(_ fd: Int32, _ interest: UInt32) -> UInt32 {
         var entry = pollfd(fd: fd, events: Int16(truncatingIfNeeded: interest), revents: 0)
         var now = timespec(tv_sec: 0, tv_nsec: 0)
         guard ss_sys_ppoll(&entry, 1, &now, nil) > 0 else { return 0 }
