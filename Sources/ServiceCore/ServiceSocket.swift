@@ -1,6 +1,7 @@
 import CSocketSwitch
 import ControlPlane
 import Glibc
+import Synchronization
 
 /// The listening socket in the file system, and the lock that says whose it is.
 ///
@@ -34,6 +35,8 @@ package final class ServiceSocket {
     private var lockPath: String { ServiceSocket.lockPath(path) }
     private static func temporaryPath(_ path: String) -> String { "\(path).new" }
     private static func lockPath(_ path: String) -> String { "\(path).lock" }
+    /// The mask is the process's, and tests make several services in one.
+    private static let umaskLock = Mutex(())
 
     /// Takes the path. A service of root's is open to every user; another only to its own.
     package init(path: String) throws(Refusal) {
@@ -56,9 +59,11 @@ package final class ServiceSocket {
             let raw = socket.raw
             unlink(temporary)
             // Made with its mode: in a directory that is another user's, chmod could be led to any file.
-            let mask = umask(geteuid() == 0 ? 0o111 : 0o177)
-            let bound = withUnixAddress(temporary) { ss_sys_bind(raw, $0, $1) } ?? -Int(ENAMETOOLONG)
-            umask(mask)
+            let bound = ServiceSocket.umaskLock.withLock { _ in
+                let mask = umask(geteuid() == 0 ? 0o111 : 0o177)
+                defer { umask(mask) }
+                return withUnixAddress(temporary) { ss_sys_bind(raw, $0, $1) } ?? -Int(ENAMETOOLONG)
+            }
             try SystemError.check(bound, "bind")
             try SystemError.check(ss_sys_listen(raw, 4096), "listen")
             guard let made = Node(of: temporary) else { throw SystemError(call: "lstat", code: ENOENT) }
