@@ -79,7 +79,7 @@ static void *find_in_liburing(const char *name, void **entry) {
     if (real) __atomic_store_n(entry, real, __ATOMIC_RELEASE);
     return real;
 }
-#define LATER(name, parameters, arguments)                                                            \
+#define IN_LIBURING(name, parameters, arguments)                                                      \
     static int stub_##name parameters {                                                               \
         int(*real) parameters = (int(*) parameters)find_in_liburing(#name, (void **)&ss_real.name);   \
         return real ? real arguments : -ENOSYS;                                                       \
@@ -87,23 +87,23 @@ static void *find_in_liburing(const char *name, void **entry) {
 static int stub_io_uring_setup(unsigned entries, void *parameters) {
     return (int)CALL(io_uring_setup, entries, parameters, 0, 0, 0, 0);
 }
-LATER(io_uring_queue_init, (unsigned entries, void *ring, unsigned flags), (entries, ring, flags))
-LATER(io_uring_queue_init_params, (unsigned entries, void *ring, void *parameters), (entries, ring, parameters))
-LATER(io_uring_queue_init_mem, (unsigned entries, void *ring, void *parameters, void *memory, size_t bytes),
-      (entries, ring, parameters, memory, bytes))
-LATER(io_uring_submit, (void *ring), (ring))
-LATER(io_uring_submit_and_wait, (void *ring, unsigned count), (ring, count))
-LATER(io_uring_submit_and_wait_timeout, (void *ring, void *result, unsigned count, void *timeout, void *mask),
-      (ring, result, count, timeout, mask))
-LATER(io_uring_submit_and_wait_min_timeout, (void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask),
-      (ring, result, count, timeout, least, mask))
-LATER(io_uring_submit_and_wait_reg, (void *ring, void *result, unsigned count, int number), (ring, result, count, number))
-LATER(io_uring_wait_cqes_min_timeout, (void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask),
-      (ring, result, count, timeout, least, mask))
-LATER(io_uring_submit_and_get_events, (void *ring), (ring))
-LATER(io_uring_wait_cqes, (void *ring, void *result, unsigned count, void *timeout, void *mask),
-      (ring, result, count, timeout, mask))
-LATER(io_uring_wait_cqe_timeout, (void *ring, void *result, void *timeout), (ring, result, timeout))
+IN_LIBURING(io_uring_queue_init, (unsigned entries, void *ring, unsigned flags), (entries, ring, flags))
+IN_LIBURING(io_uring_queue_init_params, (unsigned entries, void *ring, void *parameters), (entries, ring, parameters))
+IN_LIBURING(io_uring_queue_init_mem, (unsigned entries, void *ring, void *parameters, void *memory, size_t bytes),
+            (entries, ring, parameters, memory, bytes))
+IN_LIBURING(io_uring_submit, (void *ring), (ring))
+IN_LIBURING(io_uring_submit_and_wait, (void *ring, unsigned count), (ring, count))
+IN_LIBURING(io_uring_submit_and_wait_timeout, (void *ring, void *result, unsigned count, void *timeout, void *mask),
+            (ring, result, count, timeout, mask))
+IN_LIBURING(io_uring_submit_and_wait_min_timeout, (void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask),
+            (ring, result, count, timeout, least, mask))
+IN_LIBURING(io_uring_submit_and_wait_reg, (void *ring, void *result, unsigned count, int number), (ring, result, count, number))
+IN_LIBURING(io_uring_wait_cqes_min_timeout, (void *ring, void *result, unsigned count, void *timeout, unsigned least, void *mask),
+            (ring, result, count, timeout, least, mask))
+IN_LIBURING(io_uring_submit_and_get_events, (void *ring), (ring))
+IN_LIBURING(io_uring_wait_cqes, (void *ring, void *result, unsigned count, void *timeout, void *mask),
+            (ring, result, count, timeout, mask))
+IN_LIBURING(io_uring_wait_cqe_timeout, (void *ring, void *result, void *timeout), (ring, result, timeout))
 static int stub_io_uring_enter2(unsigned ring, unsigned count, unsigned wanted, unsigned flags, void *mask, size_t size) {
     return (int)CALL(io_uring_enter, ring, count, wanted, flags, mask, size);
 }
@@ -113,11 +113,11 @@ static int stub_io_uring_enter(unsigned ring, unsigned count, unsigned wanted, u
 static int stub_io_uring_register(unsigned ring, unsigned operation, const void *argument, unsigned count) {
     return (int)CALL(io_uring_register, ring, operation, argument, count, 0, 0);
 }
-LATER(io_uring_register_files, (void *ring, const int *files, unsigned count), (ring, files, count))
-LATER(io_uring_register_files_tags, (void *ring, const int *files, const void *tags, unsigned count), (ring, files, tags, count))
-LATER(io_uring_register_files_update, (void *ring, unsigned first, const int *files, unsigned count), (ring, first, files, count))
-LATER(io_uring_register_files_update_tag, (void *ring, unsigned first, const int *files, const void *tags, unsigned count),
-      (ring, first, files, tags, count))
+IN_LIBURING(io_uring_register_files, (void *ring, const int *files, unsigned count), (ring, files, count))
+IN_LIBURING(io_uring_register_files_tags, (void *ring, const int *files, const void *tags, unsigned count), (ring, files, tags, count))
+IN_LIBURING(io_uring_register_files_update, (void *ring, unsigned first, const int *files, unsigned count), (ring, first, files, count))
+IN_LIBURING(io_uring_register_files_update_tag, (void *ring, unsigned first, const int *files, const void *tags, unsigned count),
+            (ring, first, files, tags, count))
 
 static ssize_t stub___read_chk(int fd, void *p, size_t n, size_t size) {
     if (n > size) __chk_fail();

@@ -6,13 +6,13 @@ import CSocketSwitch
 @c(socket) public func interposedSocket(_ domain: Int32, _ type: Int32, _ proto: Int32) -> Int32 {
     let isInternet = domain == AF_INET || domain == AF_INET6
     // The type's low four bits are the type, the others SOCK_CLOEXEC and SOCK_NONBLOCK.
-    guard isInternet, type & 0xF == Int32(SOCK_STREAM.rawValue) else { return unknown(ss_real.socket(domain, type, proto)) }
+    guard isInternet, type & 0xF == Int32(SOCK_STREAM.rawValue) else { return untracked(ss_real.socket(domain, type, proto)) }
     return answer32(switchSocket(domain, type, proto))
 }
 
 /// A new socket that is none of the switch's may have a number that the table still knows.
 @inline(__always)
-private func unknown(_ fd: Int32) -> Int32 {
+private func untracked(_ fd: Int32) -> Int32 {
     forgetStale(fd)
     return fd
 }
@@ -46,13 +46,13 @@ func trackedConnect(_ fd: Int32, _ address: UnsafeRawPointer?, _ length: UInt32)
 @c(accept) public func interposedAccept(
     _ fd: Int32, _ address: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?
 ) -> Int32 {
-    isListenerOfSwitch(fd) ? trackedAccept(fd, address, length, 0) : unknown(ss_real.accept(fd, address, length))
+    isListenerOfSwitch(fd) ? trackedAccept(fd, address, length, 0) : untracked(ss_real.accept(fd, address, length))
 }
 
 @c(accept4) public func interposedAccept4(
     _ fd: Int32, _ address: UnsafeMutableRawPointer?, _ length: UnsafeMutablePointer<UInt32>?, _ flags: Int32
 ) -> Int32 {
-    isListenerOfSwitch(fd) ? trackedAccept(fd, address, length, flags) : unknown(ss_real.accept4(fd, address, length, flags))
+    isListenerOfSwitch(fd) ? trackedAccept(fd, address, length, flags) : untracked(ss_real.accept4(fd, address, length, flags))
 }
 
 @inline(never)

@@ -12,7 +12,7 @@ func keepOnTCP(_ fd: Int32, reads: Bool = false, mayRefuse: Bool = true) -> Bool
 }
 
 @inline(__always)
-private func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry(fd) == 0 || keepOnTCP(fd, reads: reads) }
+func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry(fd) == 0 || keepOnTCP(fd, reads: reads) }
 
 // MARK: stdio
 

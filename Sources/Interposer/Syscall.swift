@@ -164,10 +164,10 @@ private struct SystemCallArguments {
     /// A struct iocb has the operation in bytes 16 and 17, and the descriptor in bytes 20 to 23.
     private func mayBeSubmitted(_ request: UnsafeMutableRawPointer?) -> Bool {
         var words: (UInt32, Int32) = (0, -1)
-        guard let request, ss_copy_program_memory(&words, request + 16, 8) == 0, descriptorEntry(words.1) != 0 else { return true }
+        guard let request, ss_copy_program_memory(&words, request + 16, 8) == 0 else { return true }
         switch words.0 & 0xFFFF {
-        case 0, 5, 7: return keepOnTCP(words.1, reads: true)  // PREAD, POLL, PREADV
-        case 1, 8: return keepOnTCP(words.1)  // PWRITE, PWRITEV
+        case 0, 5, 7: return isOnTCP(words.1, reads: true)  // PREAD, POLL, PREADV
+        case 1, 8: return isOnTCP(words.1)  // PWRITE, PWRITEV
         default: return true
         }
     }

@@ -24,7 +24,11 @@ enum KernelPositions {
     /// The peer's FIN (or a reset) is there.
     static func finHasCome(_ fd: Int32) -> Bool {
         guard let state = state(fd) else { return true }
-        return state != TCPState.established && state != TCPState.finWait1 && state != TCPState.finWait2
+        return isAfterFIN(state)
+    }
+
+    static func isAfterFIN(_ state: UInt8) -> Bool {
+        state != TCPState.established && state != TCPState.finWait1 && state != TCPState.finWait2
     }
 
     /// Bytes that any process has written to the TCP socket. The caller sees to it that nobody is writing.

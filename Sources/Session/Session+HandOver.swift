@@ -97,15 +97,15 @@ extension Session {
     private func hasEnded(_ fd: Int32) -> Bool {
         guard has(Slot.Flags.writeShutDown), !has(Slot.Flags.readShutDown | Slot.Flags.broken | Slot.Flags.resetSeen), !hasBacklog
         else { return false }
-        // The last acknowledgement is on its way.
         var patience = 0
-        while KernelPositions.finHasCome(fd), KernelPositions.state(fd) != TCPState.closed {
-            patience &+= 1
-            if patience == 20 { return false }
+        while let state = KernelPositions.state(fd), KernelPositions.isAfterFIN(state), patience < 20 {
+            if state == TCPState.closed { return Session.kernelEvents(fd, 0) & EPOLLERR.rawValue == 0 }
+            // The last acknowledgement is on its way.
             var pause = timespec(tv_sec: 0, tv_nsec: 1_000_000)
             _ = ss_sys_ppoll(nil, 0, &pause, nil)
+            patience &+= 1
         }
-        return KernelPositions.state(fd) == TCPState.closed && Session.kernelEvents(fd, 0) & EPOLLERR.rawValue == 0
+        return false
     }
 
     /// Another connection may stand for this one: the receiving half is not shut, the sending half neither or both ends have ended,

@@ -562,6 +562,8 @@ class Left(ProcessCase):
     def test_the_relay_is_told_to_stop(self):
         """By whoever stops all of a unit or container: not before its user does."""
         self.check("run-stopped", "half")
+        if not settings.plain:
+            self.assertNotEqual(self.said(True, "run-stopped", "half")["stopped"], "0", "there was a relay")
 
     def test_after_both_ends(self):
         for end in ("exit", "close", "half"):

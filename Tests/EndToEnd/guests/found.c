@@ -1,4 +1,4 @@
-// What the fuzzer (Tests/Fuzz) has found, as cases.
+// What the fuzzer (Tests/Fuzz) has found, and reviews of the same code, as cases.
 #include "carriers.h"
 #include <aio.h>
 

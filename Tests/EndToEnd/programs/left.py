@@ -5,7 +5,7 @@
 HOW it gets it: exec, exec-plain (without the switch), fork, run (subprocess, as its standard input), run-plain, filter (run, but
 what is said at last this program says), run-first (what is said at last is said first, with the end of it), run-shut (this
 program shuts down its sending half meanwhile; also prints what processor time the relay has taken), run-stopped (this program
-sends the relay a SIGTERM), shut (run, after this program has shut down its sending half), spawn (posix_spawn), pass
+sends the relay a SIGTERM, and prints how many there were), shut (run, after this program has shut down its sending half), spawn (posix_spawn), pass
 (SCM_RIGHTS), pass-plain; by exec after two helpers have inherited it by mistake (helpers), or with no descriptor left that is not
 in use (full), or to be had (none); or not at all, since this program reads it by splice. How the peer ENDS: exit, close, killed; or
 half (its sending half only, and prints what it is answered), image (it becomes another program, which says more and goes on like
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 
-READER = ("import hashlib,os,socket,sys,time\ndata=b''\nif sys.argv[1]=='first':\n    os.write(0,b'reply')\n"
+READER = ("import hashlib,os,socket,sys,time\ndata=b''\nif sys.argv[1]=='answers late':\n    time.sleep(0.6)\nif sys.argv[1]=='first':\n    os.write(0,b'reply')\n"
           "    socket.socket(fileno=os.dup(0)).shutdown(socket.SHUT_WR)\n    time.sleep(0.5)\n"
           "while True:\n    try: piece=os.read(0,70000)\n"
           "    except ConnectionResetError: sys.exit(print('read reset'))\n    if not piece: break\n    data+=piece\n"
@@ -29,7 +29,7 @@ READER = ("import hashlib,os,socket,sys,time\ndata=b''\nif sys.argv[1]=='first':
           "        try: stat=open(f'/proc/{pid}/stat').read()\n        except OSError: continue\n"
           "        if '(socksw-relay)' in stat: ticks+=sum(map(int,stat.rsplit(')',1)[1].split()[11:13]))\n"
           "    print('relay',ticks,flush=True)\n"
-          "if sys.argv[1]=='answers':\n    os.write(0,b'reply')\n    os.close(0)\n"
+          "if sys.argv[1].startswith('answers'):\n    os.write(0,b'reply')\n    os.close(0)\n"
           "    try: os.wait()\n    except ChildProcessError: pass")
 
 IMAGE = ("import socket,sys,time\nconnection=socket.socket(fileno=int(sys.argv[1]))\n"
@@ -125,7 +125,7 @@ def main():
     print("expected", len(last), hashlib.sha256(last).hexdigest(), flush=True)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("LD_PRELOAD")}
     speaks = answers and how in ("filter", "splice")
-    does = {"run-first": "first", "run-shut": "watches", "shut": "reads"}.get(how, "answers" if answers and not speaks else "reads")
+    does = {"run-first": "first", "run-shut": "watches", "run-stopped": "answers late", "shut": "reads"}.get(how, "answers" if answers and not speaks else "reads")
     reader = [sys.executable, "-c", READER, does]
     environment = plain if how.endswith("-plain") else dict(os.environ)
     if how == "helpers":
@@ -152,13 +152,16 @@ def main():
     elif how == "run-stopped":
         child = subprocess.Popen(reader, stdin=connection, env=environment)
         time.sleep(0.3)
+        stopped = 0
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 with open(f"/proc/{pid}/comm") as name:
                     if name.read() == "socksw-relay\n":
                         os.kill(int(pid), signal.SIGTERM)
+                        stopped += 1
             except OSError:
                 pass
+        print("stopped", stopped, flush=True)
         assert child.wait(20) == 0
     elif how in ("filter", "shut") or how.startswith("run"):
         if how == "shut":
