@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -72,10 +73,36 @@ static long stub_syscall(long number, long a, long b, long c, long d, long e, lo
 }
 // liburing's functions return -errno, and may not be there at all, or come with what the program loads by dlopen, where
 // RTLD_NEXT does not look. What was found stays loaded: the reference is not given back.
+struct nth_object {
+    int left;
+    char name[4096];
+};
+
+static int copy_name(struct dl_phdr_info *object, size_t size, void *argument) {
+    struct nth_object *wanted = argument;
+    (void)size;
+    if (!object->dlpi_name || !*object->dlpi_name || strlen(object->dlpi_name) >= sizeof wanted->name || wanted->left-- > 0) return 0;
+    strcpy(wanted->name, object->dlpi_name);
+    return 1;
+}
+
+/// Of an object under any name that has liburing in it. (No dlopen within dl_iterate_phdr: it has a lock.)
+static void *find_in_any_object(const char *name, void *ours) {
+    struct nth_object object;
+    for (int n = 0;; n++) {
+        object.left = n;
+        if (!dl_iterate_phdr(copy_name, &object)) return NULL;
+        void *library = dlopen(object.name, RTLD_NOLOAD | RTLD_LAZY);
+        void *found = library ? dlsym(library, name) : NULL;
+        if (found && found != ours) return found;
+        if (library) dlclose(library);
+    }
+}
+
 static void *find_in_liburing(const char *name, void **entry) {
     void *library = dlopen("liburing.so.2", RTLD_NOLOAD | RTLD_LAZY);
     if (!library) library = dlopen("liburing.so.1", RTLD_NOLOAD | RTLD_LAZY);
-    void *real = library ? dlsym(library, name) : NULL;
+    void *real = library ? dlsym(library, name) : find_in_any_object(name, dlsym(RTLD_DEFAULT, name));
     if (real) __atomic_store_n(entry, real, __ATOMIC_RELEASE);
     return real;
 }

@@ -1,7 +1,10 @@
 #include "CSocketSwitch.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <string.h>
+#include <sys/wait.h>
 
 uint32_t ss_descriptor_table[SS_DESCRIPTORS];
 unsigned char ss_private_state[SS_PRIVATE_STATE_BYTES] __attribute__((aligned(64)));
@@ -22,6 +25,37 @@ static __thread struct ss_poll_stamp poll_stamp __attribute__((tls_model("initia
 struct ss_poll_stamp *ss_thread_poll_stamp(void) { return &poll_stamp; }
 
 void ss_thread_id_reset(void) { thread_id = 0; }
+
+static __thread int forks __attribute__((tls_model("initial-exec")));
+
+int ss_note_fork(int prepared) {
+    int before = forks;
+    forks = prepared;
+    return before;
+}
+
+int ss_thread_is_dead(int thread) {
+    if (ss_sys_tkill(thread, 0) == -ESRCH) return 1;
+    char path[32] = "/proc/", text[512];
+    char *end = path + 6;
+    for (int power = 1000000000; power; power /= 10) {
+        if (thread >= power) *end++ = (char)('0' + thread / power % 10);
+    }
+    memcpy(end, "/stat", 6);
+    long file = ss_sys_open_to_read(path);
+    if (file < 0) return 0;
+    long count = ss_sys_read((int)file, text, sizeof text);
+    ss_sys_close((int)file);
+    // "pid (name) state …", and a name may have brackets, too.
+    while (count > 0 && text[count - 1] != ')') count--;
+    return count > 0 && count + 1 < (long)sizeof text && (text[count + 1] == 'Z' || text[count + 1] == 'X');
+}
+
+int ss_child_has_exited(int pid) {
+    siginfo_t found = {0};
+    long result = ss_syscall6(SYS_waitid, P_PID, pid, (long)&found, WNOHANG | WEXITED | WNOWAIT | __WALL, 0, 0);
+    return result == 0 && found.si_pid == pid;
+}
 
 struct ss_relatives ss_relatives;
 

@@ -102,14 +102,15 @@ func trackedReceiveMessages(
     let start = ss_monotonic_ns()
     var flagsNow = flags & ~waitForOne
     var done = 0
-    while done < Int(min(count, 1024)) {
+    let wait = timeout.map { UInt64(bitPattern: Int64($0.pointee.tv_sec)) &* 1_000_000_000 &+ UInt64(bitPattern: Int64($0.pointee.tv_nsec)) }
+    while done < Int(count) {
         var result = receiveMessage(fd, header(of: list + done), flagsNow)
         if result >= 0 { result = note(result, in: list + done) }
         if result == 0 &- Int(ECONNRESET), done > 0 { switchKeepsReset(fd) }
         if result < 0 { return done > 0 ? Int32(truncatingIfNeeded: done) : Int32(truncatingIfNeeded: answerCancellable(result)) }
         done &+= 1
         if flags & waitForOne != 0 { flagsNow |= Int32(MSG_DONTWAIT) }
-        if let timeout, !takeElapsed(from: timeout, since: start) { break }
+        if let timeout, let wait, !tell(timeout, wait, since: start) { break }
         // The urgent byte is returned right away, and one that is only looked at would be found again.
         if flags & Int32(MSG_OOB) != 0 { break }
     }
@@ -122,11 +123,10 @@ private func isTime(_ time: UnsafeMutablePointer<timespec>?) -> Bool {
     return time.pointee.tv_sec >= 0 && time.pointee.tv_nsec >= 0 && time.pointee.tv_nsec < 1_000_000_000
 }
 
-/// Leaves in `time` what remains of it. False: nothing.
+/// Leaves in `time` what remains of `whole` (nanoseconds). False: nothing.
 @inline(__always)
-private func takeElapsed(from time: UnsafeMutablePointer<timespec>, since start: UInt64) -> Bool {
+private func tell(_ time: UnsafeMutablePointer<timespec>, _ whole: UInt64, since start: UInt64) -> Bool {
     let passed = ss_monotonic_ns() &- start
-    let whole = UInt64(bitPattern: Int64(time.pointee.tv_sec)) &* 1_000_000_000 &+ UInt64(bitPattern: Int64(time.pointee.tv_nsec))
     let left = whole > passed ? whole &- passed : 0
     time.pointee.tv_sec = Int(truncatingIfNeeded: left / 1_000_000_000)
     time.pointee.tv_nsec = Int(truncatingIfNeeded: left % 1_000_000_000)

@@ -134,16 +134,43 @@ private struct SystemCallArguments {
         case SYS_epoll_pwait: return Int(interposedEpollPwait(fd, typed(b, epoll_event.self), third, fourth, pointer(e)))
         case SYS_epoll_pwait2:
             return Int(interposedEpollPwait2(fd, typed(b, epoll_event.self), third, typed(d, timespec.self), pointer(e)))
-        case SYS_ppoll: return Int(interposedPpoll(typed(a, pollfd.self), UInt(bitPattern: b), typed(c, timespec.self), pointer(d)))
+        case SYS_ppoll:
+            return tellingTimeLeft(c) {
+                Int(interposedPpoll(typed(a, pollfd.self), UInt(bitPattern: b), typed(c, timespec.self), pointer(d)))
+            }
         case SYS_pselect6:
             // The sixth argument points to the mask and its size.
             var mask: UInt = 0
             if let pair = pointer(f), ss_copy_program_memory(&mask, pair, 8) != 0 {
                 return ss_real.syscall(Int(call), a, b, c, d, e, f)
             }
-            return Int(interposedPselect(fd, pointer(b), pointer(c), pointer(d), typed(e, timespec.self), UnsafeRawPointer(bitPattern: mask)))
+            return tellingTimeLeft(e) {
+                Int(interposedPselect(
+                    fd, pointer(b), pointer(c), pointer(d), typed(e, timespec.self), UnsafeRawPointer(bitPattern: mask)))
+            }
         default: return performOld(call)
         }
+    }
+
+    /// The system calls, unlike the functions, leave what remains of the time-out, where they can.
+    private func tellingTimeLeft(_ address: Int, _ call: () -> Int) -> Int {
+        var time = timespec()
+        guard let place = pointer(address), ss_copy_program_memory(&time, place, MemoryLayout<timespec>.size) == 0 else { return call() }
+        let start = ss_monotonic_ns()
+        let result = call()
+        if time.tv_sec >= 0, time.tv_nsec >= 0, time.tv_nsec < 1_000_000_000 {
+            let (seconds, isTooMuch) = UInt64(time.tv_sec).multipliedReportingOverflow(by: 1_000_000_000)
+            // (Hundreds of years are left as they are.)
+            if !isTooMuch {
+                let passed = ss_monotonic_ns() &- start
+                let whole = seconds &+ UInt64(time.tv_nsec)
+                let left = whole > passed ? whole &- passed : 0
+                time.tv_sec = Int(truncatingIfNeeded: left / 1_000_000_000)
+                time.tv_nsec = Int(truncatingIfNeeded: left % 1_000_000_000)
+                _ = ss_copy_program_memory(place, &time, MemoryLayout<timespec>.size)
+            }
+        }
+        return result
     }
 
     /// Work on sockets that the kernel will do by itself: they go to TCP first, as for aio_read. One that cannot go now is refused

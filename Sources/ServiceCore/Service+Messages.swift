@@ -1,5 +1,6 @@
 import CSocketSwitch
 import ControlPlane
+import Glibc
 import Rendezvous
 import SocketTable
 import StreamRing
@@ -20,6 +21,30 @@ extension Service {
             }
         default: dismiss(client, "unknown message \(message.kind)")
         }
+    }
+
+    /// The last close of a socket with SO_LINGER waits until its peer has everything, and a client's peer may never take it: then
+    /// it is another thread's.
+    func closeForeign(_ descriptors: inout [Descriptor]) {
+        while let descriptor = descriptors.popLast() {
+            var value = linger()
+            var length = UInt32(MemoryLayout<linger>.size)
+            guard ss_sys_getsockopt(descriptor.raw, SOL_SOCKET, SO_LINGER, &value, &length) == 0, value.l_onoff != 0, value.l_linger > 0
+            else { continue }
+            closeInBackground(Unmanaged.passRetained(descriptor))
+        }
+    }
+
+    /// `descriptor` is given up; the caller has a reference no longer than until the thread begins.
+    private func closeInBackground(_ descriptor: Unmanaged<Descriptor>) {
+        var thread = pthread_t()
+        let error = pthread_create(
+            &thread, nil,
+            { descriptor in
+                Unmanaged<Descriptor>.fromOpaque(descriptor!).release()
+                return nil
+            }, descriptor.toOpaque())
+        if error == 0 { pthread_detach(thread) } else { descriptor.release() }
     }
 
     private func hello(_ message: Message, _ descriptor: Descriptor, from client: Client) {
@@ -70,7 +95,7 @@ extension Service {
             try .read(descriptors[0].raw, lookAtNamespaceOwner: configuration.pairsAcrossNamespaces)
         }
         // Before anything else: as long as the service holds the socket, its end does not reach the peer.
-        descriptors = []
+        closeForeign(&descriptors)
 
         totals.announced += 1
         let name = Client.SlotName(slot: message.slot, generation: message.generation)

@@ -329,6 +329,7 @@ package final class Service {
         for _ in 0..<32 {
             guard isConnected(client), client.queuedCount < configuration.queueBound else { return }
             var received = Packet.receive(into: buffer, on: client.socket.raw)
+            defer { closeForeign(&received.descriptors) }
             if received.result == -Int(EAGAIN) { return }
             if received.result <= 0 { return drop(client) }
             if received.isTruncated || received.result != Message.bytes { return dismiss(client, "malformed packet") }

@@ -30,6 +30,12 @@ enum RendezvousClient {
         return FamilyArena(arena).process(Int(state.pointee.process)).mailbox
     }
 
+    /// The service has not read all that was sent to it.
+    static var isUnread: Bool {
+        var bytes: Int32 = 0
+        return descriptor >= 0 && ss_sys_ioctl(descriptor, 0x5411 /* SIOCOUTQ */, &bytes) == 0 && bytes > 0
+    }
+
     // MARK: The connection
 
     /// `.none` when there is a connection, else why not. Says hello on a new one.

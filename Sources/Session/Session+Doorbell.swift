@@ -38,8 +38,9 @@ extension Session {
     func ringReceiver() {
         let armed = local.armedForReceive.load()
         if armed != slot.rungForReceive.loadRelaxed(), armed != 0 {
-            slot.rungForReceive.storeRelaxed(armed)
             ring()
+            // Afterwards: who is killed in between leaves others that ring once more, not a peer that sleeps on.
+            slot.rungForReceive.storeRelaxed(armed)
             // The number of a peer that rewound while we were writing.
             if isRewound { answerRewind() }
         }
@@ -50,8 +51,8 @@ extension Session {
     func ringSender() {
         let armed = local.armedForSend.load()
         if armed != slot.rungForSend.loadRelaxed(), armed != 0 {
-            slot.rungForSend.storeRelaxed(armed)
             ring()
+            slot.rungForSend.storeRelaxed(armed)
         }
     }
 

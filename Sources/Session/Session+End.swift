@@ -117,7 +117,7 @@ extension Session {
             if now != position || deadline <= 1 { deadline = time &+ Session.closePatienceNanoseconds }
             if time >= deadline { return }
             position = now
-            awaitTCP(connection.pointee.descriptor, Int16(POLLOUT), deadline &- time)
+            awaitTCP(connection.pointee.descriptor, Int16(POLLOUT), deadline &- time, isClosing: true)
         }
     }
 

@@ -40,7 +40,14 @@ extension Session {
             case .done: return true
             case .refused: return false
             case .undecided:
-                if waited > Session.decisionNanoseconds { return false }
+                if waited > Session.decisionNanoseconds {
+                    // Whoever could decide may be asleep.
+                    if enterWatch() {
+                        ring()
+                        leaveWatch(0)
+                    }
+                    return false
+                }
                 _ = ss_sys_sched_yield()
             case .backlog:
                 if waited > Session.backlogPatienceNanoseconds { return false }
@@ -102,7 +109,7 @@ extension Session {
             if state == TCPState.closed { return Session.kernelEvents(fd, 0) & EPOLLERR.rawValue == 0 }
             // The last acknowledgement is on its way.
             var pause = timespec(tv_sec: 0, tv_nsec: 1_000_000)
-            _ = ss_sys_ppoll(nil, 0, &pause, nil)
+            _ = ss_sys_brief_ppoll(nil, 0, &pause)
             patience &+= 1
         }
         return false
@@ -136,10 +143,11 @@ extension Session {
     private static var rewoundNanoseconds: UInt64 { 5_000_000 }
     static var backlogPatienceNanoseconds: UInt64 { 1_000_000_000 }
 
-    package func awaitTCP(_ fd: Int32, _ events: Int16, _ nanoseconds: UInt64) {
+    /// `isClosing`: in close, which is a cancellation point.
+    package func awaitTCP(_ fd: Int32, _ events: Int16, _ nanoseconds: UInt64, isClosing: Bool = false) {
         var entry = pollfd(fd: fd, events: events, revents: 0)
         var timeout = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
-        _ = ss_sys_ppoll(&entry, 1, &timeout, nil)
+        _ = isClosing ? ss_sys_ppoll(&entry, 1, &timeout, nil) : ss_sys_brief_ppoll(&entry, 1, &timeout)
     }
 
     private enum Progress { case done, refused, undecided, backlog }
@@ -361,6 +369,19 @@ extension Session {
         guard let writer = connection.pointee.writer else { return ringSender() }
         writer.publish(line: 3, rings: true)
         _ = writer.flush(upTo: slot.sendPosition.loadRelaxed())
+    }
+
+    /// exec has failed: the end that `settleBeforeExit` has announced does not come. Any state.
+    package func goOnAfterExec() {
+        guard enterWatch() else { return }
+        defer { leaveWatch(0) }
+        guard slot.sendLock.lock() == .acquired else { return }
+        let end = remote.endFlags.load()
+        if end & EndFlags.ending != 0, !has(Slot.Flags.writeShutDown) {
+            remote.endFlags.store(end & ~EndFlags.ending)
+            publish(line: 3)
+        }
+        slot.sendLock.unlock()
     }
 
     /// Before the end of the sending direction is published: says that it is near, and looks for a rewind for the last time.

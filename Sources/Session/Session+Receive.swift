@@ -417,9 +417,22 @@ extension Session {
         return result
     }
 
-    /// Receives from the kernel into what is left of a message, at most `bound` bytes.
+    /// Receives from the kernel into what is left of a message, at most `bound` bytes, which lie there (or Int.max: as many pieces
+    /// as one call can give).
     private static func receiveRest(_ fd: Int32, _ cursor: MessageCursor, _ flags: Int32, _ bound: Int) -> Int {
         var cursor = cursor
+        var done = 0
+        while true {
+            let wanted = bound == Int.max ? bound : bound &- done
+            let (result, filled) = receivePieces(fd, &cursor, flags, wanted)
+            if result <= 0 { return done > 0 ? done : result }
+            done &+= result
+            // A receive that gives less than it could says that there is no more.
+            guard result == filled, result < wanted, bound != Int.max, flags & Int32(MSG_PEEK) == 0, cursor.piece() != nil else { return done }
+        }
+    }
+
+    private static func receivePieces(_ fd: Int32, _ cursor: inout MessageCursor, _ flags: Int32, _ bound: Int) -> (Int, room: Int) {
         var vectors = InlineArray<64, iovec>(repeating: iovec())
         var count = 0
         var room = bound
@@ -434,7 +447,7 @@ extension Session {
             var rest = msghdr()
             rest.msg_iov = UnsafeMutableRawPointer($0).assumingMemoryBound(to: iovec.self)
             rest.msg_iovlen = count
-            return ss_sys_recvmsg(fd, &rest, flags)
+            return (ss_sys_recvmsg(fd, &rest, flags), bound &- room)
         }
     }
 

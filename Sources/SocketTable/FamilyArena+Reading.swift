@@ -5,11 +5,6 @@ import StreamRing
 // How the service reads an arena, which its family writes at the same time and may fill with nonsense: every index that
 // is taken from it is bounded here, and a value is a snapshot that may be wrong a moment later.
 extension FamilyArena {
-    /// True when process entry `process` holds slot `index`. Both must be in range.
-    package func isHeld(_ index: Int, by process: Int) -> Bool {
-        holderWord(process, index >> 6).load() & (1 << UInt64(index & 63)) != 0
-    }
-
     /// The process entries that are live.
     package var liveProcesses: [Int] {
         let count = Int(min(UInt64(FamilyArena.processCount), processHighWater.load()))

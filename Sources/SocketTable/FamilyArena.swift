@@ -119,7 +119,10 @@ package struct FamilyArena {
     /// Whether the process of a live entry, which said that it is `pid`, exists no more.
     private func hasEnded(_ index: Int, _ pid: UInt64) -> Bool {
         guard pid != 0, pid <= UInt64(Int32.max) else { return false }
-        if process(index).space.load() == UInt64(ss_relatives.space) { return ss_sys_kill(Int32(pid), 0) == -Int(ESRCH) }
+        if process(index).space.load() == UInt64(ss_relatives.space) {
+            // A child that nobody has waited for yet has its number still, but no file any more.
+            return ss_sys_kill(Int32(pid), 0) == -Int(ESRCH) || ss_child_has_exited(Int32(pid)) != 0
+        }
         // Its number means nothing here. Whom nobody can ask about stays.
         return process(index).isWatched.load() != 0 && ss_relatives.arena_plus_one > 0
             && ss_record_is_locked(ss_relatives.arena_plus_one - 1, index) == 0
@@ -129,6 +132,11 @@ package struct FamilyArena {
     package func hold(_ index: Int, process: Int) {
         let mask = UInt64(1) << UInt64(index & 63)
         if holderWord(process, index >> 6).setBits(mask) & mask == 0 { slot(index).holders.add(1) }
+    }
+
+    /// True when process entry `process` holds slot `index`. Both must be in range.
+    package func isHeld(_ index: Int, by process: Int) -> Bool {
+        holderWord(process, index >> 6).load() & (1 << UInt64(index & 63)) != 0
     }
 
     /// Gives the entry of a process back, with every slot that it still held.
@@ -176,7 +184,7 @@ package struct FamilyArena {
         reapDeadProcesses()
         let child = addProcess(pid: ProcessEntry.reservation(now: ss_monotonic_ns()))
         if child < 0 { return -1 }
-        for word in 0..<(FamilyArena.slotCount / 64) where word * 64 < Int(highWater.load()) {
+        for word in 0..<(FamilyArena.slotCount / 64) where parent >= 0 && word * 64 < Int(highWater.load()) {
             var held = holderWord(parent, word).load()
             while held != 0 {
                 let bit = held.trailingZeroBitCount
@@ -207,8 +215,9 @@ package struct FamilyArena {
     @inline(__always)
     package func slot(_ index: Int) -> Slot { Slot(base + FamilyArena.slotsOffset + index * Slot.bytes) }
 
-    /// Takes a slot for a socket of process `process`; 0 when the table is full.
+    /// Takes a slot for a socket of process `process`; 0 when the table is full, or the process has no entry (-1).
     package func allocateSlot(process: Int) -> Int {
+        guard process >= 0 else { return 0 }
         var index = Int(nextFree.loadRelaxed())
         for _ in 0..<FamilyArena.slotCount {
             if index < 1 || index >= FamilyArena.slotCount { index = 1 }
@@ -236,7 +245,7 @@ package struct FamilyArena {
     @discardableResult
     package func release(_ index: Int, process: Int) -> Bool {
         let mask = UInt64(1) << UInt64(index & 63)
-        guard holderWord(process, index >> 6).clearBits(mask) & mask != 0 else { return false }
+        guard process >= 0, holderWord(process, index >> 6).clearBits(mask) & mask != 0 else { return false }
         return dropHolder(index)
     }
 

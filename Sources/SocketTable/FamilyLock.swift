@@ -6,8 +6,9 @@ import StreamRing
 /// A lock in family-shared memory: between threads, and between a process and the children that it forked (WSD-D2, D4).
 ///
 /// Uncontended it is one compare-exchange. The word holds the kernel thread id of the owner and, in its top bit, "somebody
-/// sleeps". An owner that died (kill -9) is noticed by whoever waits, who then takes the lock over; every critical
-/// section therefore publishes its result with one final store.
+/// sleeps". An owner that died (kill -9) is noticed by whoever waits, also before its
+/// parent has waited for it, who then takes the lock over; every critical section therefore publishes its result with one
+/// final store.
 ///
 /// Between the two stands the PID namespace that the id is meant in (`ss_relatives`, its last 9 bits): an owner in another one
 /// cannot be asked about, and counts as dead when it has not moved for two seconds.
@@ -107,7 +108,7 @@ package struct FamilyLock {
             let result = ss_sys_futex_wait(word.address, owner | FamilyLock.sleepers, &timeout)
             vainSleeps = result == -Int(ETIMEDOUT) ? vainSleeps &+ 1 : 0
             let isGone = (owner ^ me) >> FamilyLock.threadBits == 0
-                ? vainSleeps > 0 && ss_sys_tkill(Int32(bitPattern: owner & (1 << FamilyLock.threadBits &- 1)), 0) == -Int(ESRCH)
+                ? vainSleeps > 0 && ss_thread_is_dead(Int32(bitPattern: owner & (1 << FamilyLock.threadBits &- 1))) != 0
                 : vainSleeps >= FamilyLock.patience
             if isGone {
                 if word.compareExchange(owner | FamilyLock.sleepers, me | FamilyLock.sleepers) == owner | FamilyLock.sleepers {

@@ -65,6 +65,8 @@ package struct Slot {
         package static var waitedForByRelatives: UInt64 { 1 << 17 }
         /// An urgent byte has been taken out of the stream (MSG_OOB): its mark may lie ahead, and the kernel does not tell.
         package static var urgentTaken: UInt64 { 1 << 18 }
+        /// A listener has an option whose effect only the kernel's own stream has, and what it accepts inherits it.
+        package static var acceptsOnTCP: UInt64 { 1 << 19 }
     }
 
     // Line 0: identity.

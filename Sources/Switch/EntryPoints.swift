@@ -104,6 +104,8 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     // A listener without a companion says why its connections have none either.
     if !hasListeningCompanion(listener) {
         keepOnTCP(index, Reason(rawValue: listening.slot.reason.load()) ?? .noProvider)
+    } else if listening.has(Slot.Flags.acceptsOnTCP) {
+        keepOnTCP(index, .unsupportedOption)
     }
     announceEagerly(new, index)
     return accepted
@@ -183,6 +185,10 @@ private func keepUrgentOnTCP(_ index: Int) {
     giveCompanionUp(index)
 }
 
+/// A vfork child has put another file at a number of its parent's.
+@inline(__always)
+private func isBorrowersFile(_ fd: Int32, _ index: Int) -> Bool { ss_memory_has_borrowers() != 0 && isForeignChild() && !isStill(fd, index) }
+
 /// write, send, sendto without an address.
 package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, _ flags: Int32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { ss_sys_sendto(fd, buffer, count, flags) } }
@@ -195,6 +201,7 @@ package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, 
             return result
         }
     }
+    if isBorrowersFile(fd, index) { return ss_sys_sendto(fd, buffer, count, flags) }
     let result = session.send(fd, buffer, count, flags)
     if result != count { readinessNoteFull(index) }
     beginAnewIfLeft(index, session.slot)
@@ -212,6 +219,7 @@ package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ co
             return result
         }
     }
+    if isBorrowersFile(fd, index) { return ss_sys_recvfrom(fd, buffer, count, flags) }
     let result = session.receive(fd, buffer, count, flags)
     if session.has(Slot.Flags.owesHandOver) { handOverAgain(fd, session) }
     beginAnewIfLeft(index, session.slot)
@@ -230,6 +238,7 @@ package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ 
             return result
         }
     }
+    if isBorrowersFile(fd, index) { return ss_sys_sendmsg(fd, message, flags) }
     let result = session.send(fd, message, flags)
     readinessNoteSent(index, message, result)
     beginAnewIfLeft(index, session.slot)
@@ -247,6 +256,7 @@ package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<m
             return result
         }
     }
+    if isBorrowersFile(fd, index) { return ss_sys_recvmsg(fd, message, flags) }
     let result = session.receive(fd, message, flags)
     if session.has(Slot.Flags.owesHandOver) { handOverAgain(fd, session) }
     beginAnewIfLeft(index, session.slot)
@@ -351,8 +361,10 @@ private func addReset(_ session: Session, _ value: UnsafeMutableRawPointer, _ le
 package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value: UnsafeRawPointer?, _ length: UInt32) -> Int {
     guard let index = socketIndex(fd) else { return ownOr(fd) { baseSetOption(fd, level, name, value, length) } }
     let session = sessionOf(index)
-    if needsTCP(level, name), !isOrdinary(level, name, value, length) { _ = switchHandOver(fd, .unsupportedOption) }
+    let isKernels = needsTCP(level, name) && !isOrdinary(level, name, value, length)
+    if isKernels { _ = switchHandOver(fd, .unsupportedOption) }
     let result = baseSetOption(fd, level, name, value, length)
+    if result == 0, isKernels { session.slot.flags.setBits(Slot.Flags.acceptsOnTCP) }
     if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
     if result == 0, level == SOL_SOCKET, name == SO_SNDBUF || name == SO_SNDBUFFORCE { noteSendBuffer(fd, session) }
     return result
@@ -371,6 +383,23 @@ func noteInheritedSendBuffer(_ fd: Int32, _ session: Session) {
     var size = UInt32(MemoryLayout<Int32>.size)
     let isKnown = baseGetOption(fd, SOL_SOCKET, 72 /* SO_BUF_LOCK */, &locks, &size) == 0
     if isKnown, locks & 1 /* SOCK_SNDBUF_LOCK */ != 0 { noteSendBuffer(fd, session) }
+}
+
+/// The same for a listener that had them before it was ours. (A filter is told of by its length, or by an error.)
+func noteInheritedOptions(_ fd: Int32, _ slot: Slot) {
+    func number(_ level: Int32, _ name: Int32) -> Int32 {
+        var number: Int32 = 0
+        var length: UInt32 = 4
+        return ss_sys_getsockopt(fd, level, name, &number, &length) == 0 ? number : 0
+    }
+    var length: UInt32 = 0
+    let hasFilter = ss_sys_getsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER /* as SO_GET_FILTER */, nil, &length) != 0 || length != 0
+    if hasFilter || number(SOL_SOCKET, SO_RCVLOWAT) > 1 || number(SOL_SOCKET, SO_OOBINLINE) != 0 || number(SOL_SOCKET, 60) != 0
+        || number(SOL_SOCKET, 29) != 0 || number(SOL_SOCKET, 35) != 0 || number(SOL_SOCKET, 37) != 0
+        || number(SOL_SOCKET, 63) != 0 || number(SOL_SOCKET, 64) != 0 || number(SOL_SOCKET, 65) != 0 || number(6, 36) != 0
+    {
+        slot.flags.setBits(Slot.Flags.acceptsOnTCP)
+    }
 }
 
 /// Options whose effect only the kernel's own stream has.

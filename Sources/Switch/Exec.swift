@@ -64,6 +64,7 @@ package func switchExecFailed() {
             if !isSame || !arena.holdAgain(index, process: process) {
                 clearDescriptorEntry(fd)
             } else {
+                sessionOf(index).goOnAfterExec()
                 returnFromDeparture(index)
             }
         }
@@ -100,7 +101,7 @@ func isSoonAlone(_ index: Int, _ deadline: inout UInt64) -> Bool {
         if deadline == 0 { deadline = now &+ 50_000_000 }
         if now >= deadline { return false }
         var pause = timespec(tv_sec: 0, tv_nsec: 1_000_000)
-        _ = ss_sys_ppoll(nil, 0, &pause, nil)
+        _ = ss_sys_brief_ppoll(nil, 0, &pause)
     }
     return true
 }

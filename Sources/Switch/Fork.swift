@@ -15,13 +15,16 @@ package func switchBeforeFork() {
     let state = privateState
     guard switchIsActive, let memory = state.pointee.arena else { return }
     if FamilyArena(memory).isFullOfProcesses { giveSocketsUp() }
+    let hasCompany = ss_has_other_threads() != 0
     let holdsPending = waitForPendingLock()
     let holdsReadiness = readinessBeforeFork()
     let mask = sharedMemoryProviderBeforeFork()
     // Other threads may be forking, too: only now, and until the provider's lock is given back, these are this thread's.
+    ss_note_fork(1)
     state.pointee.forkHoldsPending = holdsPending
     state.pointee.forkHoldsReadiness = holdsReadiness
     state.pointee.forkMask = mask
+    state.pointee.forkHasCompany = hasCompany
     let arena = FamilyArena(memory)
     let child = arena.reserveChild(of: Int(state.pointee.process))
     state.pointee.reservedChild = Int32(child)
@@ -39,7 +42,7 @@ private func giveSocketsUp() {
 }
 
 package func switchAfterForkInParent() {
-    guard switchIsActive else { return }
+    guard ss_note_fork(0) != 0 else { return }
     let holdsPending = privateState.pointee.forkHoldsPending
     let holdsReadiness = privateState.pointee.forkHoldsReadiness
     sharedMemoryProviderAfterForkInParent(privateState.pointee.forkMask)
@@ -51,9 +54,16 @@ package func switchAfterForkInChild() {
     ss_thread_id_reset()
     defer { ss_begin_signals_after_fork() }
     let state = privateState
+    let isPrepared = ss_note_fork(0) != 0
     state.pointee.pid = Int32(ss_sys_getpid())
     ss_begin_copied_memory()
     guard switchIsActive, let memory = state.pointee.arena else { return }
+    guard isPrepared else {
+        // Another thread started the switch meanwhile: who knows how much of it this memory has.
+        forgetEntries { _ in true }
+        state.pointee.isConfined = true
+        return ss_give_signals_up()
+    }
     let arena = FamilyArena(memory)
     // Its parent is not in its PID namespace: then it is the first one there of the family.
     if ss_sys_getppid() == 0 { ss_relatives.space = UInt32(truncatingIfNeeded: arena.spaces.add(1)) }
@@ -75,6 +85,34 @@ package func switchAfterForkInChild() {
     unlockPending()
     refetchEventWords()
     readinessAfterForkInChild()
+    forgetUninherited(arena, Int(state.pointee.process))
+}
+
+/// While the fork was under way other threads went on, and the kernel copies the descriptors before the memory: the table may know
+/// sockets and sets that came too late to be this process's, under numbers that its next files will have. A socket that came too
+/// late to be held is the kernel's alone: its parent does not know of this holder. So is each one of a child that found no room
+/// among the family's processes.
+private func forgetUninherited(_ arena: FamilyArena, _ process: Int) {
+    let mayDiffer = privateState.pointee.forkHasCompany
+    guard process < 0 || mayDiffer else { return }
+    forgetEntries { fd in
+        let entry = descriptorEntry(fd)
+        let isMissing = mayDiffer && ss_sys_fcntl(fd, F_GETFD, 0) == -Int(EBADF)
+        guard entryKind(entry) == DescriptorKind.socket else { return isMissing }
+        if process < 0 || !arena.isHeld(entryIndex(entry), by: process) { return true }
+        if isMissing { sessionOf(entryIndex(entry)).descriptorCount.subtract(1) }
+        return isMissing
+    }
+}
+
+/// Takes the sockets and epoll sets that `isForgotten` names out of the table.
+private func forgetEntries(_ isForgotten: (Int32) -> Bool) {
+    var fd: Int32 = 0
+    while fd < Int32(bitPattern: highestDescriptor.load()) {
+        let kind = entryKind(descriptorEntry(fd))
+        if kind == DescriptorKind.socket || kind == DescriptorKind.epollSet, isForgotten(fd) { clearDescriptorEntry(fd) }
+        fd &+= 1
+    }
 }
 
 /// Holds again what this process has records of, as far as the slots are still the same.

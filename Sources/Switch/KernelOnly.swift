@@ -1,5 +1,6 @@
 import CSocketSwitch
 #if !hasFeature(Embedded)
+import ServiceProviders
 import Session
 import SocketTable
 import StreamRing
@@ -24,8 +25,8 @@ package func switchRingIsMade() {
 /// connection would lose.
 private func readsOnTCP(_ fd: Int32, _ reason: Reason, _ deadline: inout UInt64, mayRefuse: Bool) -> Bool {
     if switchHandOver(fd, reason) { return true }
-    guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), sessionOf(index).mayBeReplaced(fd),
-        !mayRefuse || !sessionOf(index).mayHaveMark(fd), isSoonAlone(index, &deadline)
+    guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), isSoonAlone(index, &deadline),
+        sessionOf(index).mayBeReplaced(fd), !mayRefuse || !sessionOf(index).mayHaveMark(fd)
     else { return false }
     let kind = sessionOf(index).slot.kind.load()
     // (It may have gone back to TCP in the attempt.)
@@ -98,6 +99,8 @@ package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver, leaves:
         // Unless the session came up at this moment.
         if !session.isDual { return true }
     }
+    // Brought up by a process that this one does not share the socket with: the number has become something else here.
+    if !session.isUp { return true }
     // The kernel has told of a reset and will not again, or it would not know of one: only the session can tell the program.
     if reason == .unsupportedOption { session.lookForEnd(fd) }
     let mayGo = reason != .unsupportedOption || !session.has(Slot.Flags.resetSeen)
@@ -168,6 +171,21 @@ package func switchBeforeExit(closes: Bool) {
                 }
                 session.settleBeforeExit(isLast: slot.holders.load() == 1, closes: closes)
             }
+        }
+    }
+    if closes, sharedMemoryProviderIsBehind() { endAllAnnounced(arena) }
+}
+
+/// The service does not read: what lies in its queue would keep the connections of a process that is no more.
+@inline(never)
+private func endAllAnnounced(_ arena: FamilyArena) {
+    for index in arena.usedSlots {
+        let session = sessionOf(index)
+        let phase = session.connection.pointee.companionPhase
+        if phase == CompanionPhase.connecting || phase == CompanionPhase.offered,
+            session.connection.pointee.generation == session.slot.generation.load(), isAlone(session.slot)
+        {
+            endAnnounced(session.connection.pointee.descriptor)
         }
     }
 }

@@ -60,6 +60,8 @@ package struct PrivateState {
     package var forkHoldsPending: Bool
     /// And the locks of readiness.
     package var forkHoldsReadiness: Bool
+    /// And has other threads beside it.
+    package var forkHasCompany: Bool
     package var policyText: UnsafePointer<CChar>?
     /// Socket handles given to providers (`WPUCreateSocketHandle`).
     package var handles: UnsafeMutableRawPointer?

@@ -179,7 +179,7 @@ private func isConnected(_ fd: Int32, _ address: UnsafeMutableRawPointer, _ leng
     guard result == -Int(EINPROGRESS) else { return result == 0 }
     var entry = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
     var patience = timespec(tv_sec: 0, tv_nsec: 100_000_000)
-    return ss_sys_ppoll(&entry, 1, &patience, nil) == 1 && entry.revents == Int16(POLLOUT)
+    return ss_sys_brief_ppoll(&entry, 1, &patience) == 1 && entry.revents == Int16(POLLOUT)
 }
 
 /// Anybody on this host could have connected to the listener.

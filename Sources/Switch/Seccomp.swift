@@ -46,16 +46,24 @@ func isConfinedFromOutside() -> Bool {
     var storage = InlineArray<4096, UInt8>(repeating: 0)
     return withUnsafeMutablePointer(to: &storage) { pointer in
         let text = UnsafeMutableRawPointer(pointer)
-        let count = ss_sys_read(Int32(opened), text, 4096)
-        // "Seccomp:", a tab, the mode: 0 is none.
+        // "Seccomp:", a tab, the mode: 0 is none. The groups before it may fill many times the storage.
         let key: StaticString = "\nSeccomp:\t"
-        var at = 0
-        while at &+ key.utf8CodeUnitCount < count {
-            if memcmp(text + at, key.utf8Start, key.utf8CodeUnitCount) == 0 {
-                return text.load(fromByteOffset: at &+ key.utf8CodeUnitCount, as: UInt8.self) != UInt8(ascii: "0")
+        let length = key.utf8CodeUnitCount &+ 1
+        var kept = 0
+        while true {
+            let count = ss_sys_read(Int32(opened), text + kept, 4096 &- kept)
+            if count <= 0 { return false }
+            let end = kept &+ count
+            var at = 0
+            while at &+ length <= end {
+                if memcmp(text + at, key.utf8Start, length &- 1) == 0 {
+                    return text.load(fromByteOffset: at &+ length &- 1, as: UInt8.self) != UInt8(ascii: "0")
+                }
+                at &+= 1
             }
-            at &+= 1
+            // What may be the beginning of it.
+            kept = end &- at
+            memmove(text, text + at, kept)
         }
-        return false
     }
 }

@@ -24,6 +24,8 @@ func track(_ fd: Int32, kind: UInt64, nonBlocking: Bool) -> Int {
     noteHighest(fd)
     setDescriptorEntry(fd, kind: DescriptorKind.socket, index: UInt32(index))
     if privateState.pointee.hasRing { keepOnTCP(index, .ioUring) }
+    // stdio reads and writes it, past the switch.
+    if isStandardStream(fd) { keepOnTCP(index, .unsupportedOption) }
     return index
 }
 
@@ -244,7 +246,7 @@ private func endCompanions(_ fd: Int32, _ index: Int) -> Bool {
     let connected = session.slot.kind.load() >= Slot.Kind.connected
     let record = session.connection
     // Before the lock is taken: it may be seconds.
-    if fd >= 0, isAlone(session.slot) { session.waitForBacklog(isLast: true) }
+    if fd >= 0 { session.waitForBacklog(isLast: isAlone(session.slot)) }
     let locked = waitForPendingLock()
     defer { if locked { unlockPending() } }
     let alone = isAlone(session.slot)
@@ -259,12 +261,11 @@ private func endCompanions(_ fd: Int32, _ index: Int) -> Bool {
     let wasUp = companionPhase == CompanionPhase.up || companionPhase == CompanionPhase.negotiating
     let unread = session.end(last: alone)
     if alone, connected {
-        // TCP answers unread data with a reset; so must we. An announcement in flight holds a reference to the socket,
-        // so the FIN, or what the kernel would send instead, must not wait for it.
+        // TCP answers unread data with a reset; so must we.
         if unread {
             Session.resetOnClose(fd)
         } else if !wasUp, companionPhase >= CompanionPhase.connecting {
-            if closeResets(fd) { Session.reset(fd) } else { _ = ss_sys_shutdown(fd, 1) }
+            endAnnounced(fd)
         }
     }
     withdrawOffer(index, .none)
@@ -273,6 +274,12 @@ private func endCompanions(_ fd: Int32, _ index: Int) -> Bool {
     record.pointee.companionPhase = CompanionPhase.none
     releaseListener(index)
     return true
+}
+
+/// An announcement in flight holds a reference to the socket: the FIN, or what the kernel would send instead, must not wait for
+/// it, nor the reset for what the peer sends afterwards.
+func endAnnounced(_ fd: Int32) {
+    if closeResets(fd) { Session.reset(fd) } else { _ = ss_sys_shutdown(fd, 2) }
 }
 
 /// A listening companion that outlived its listener (see `endSocket`) ends. With or without the pending lock.
@@ -316,7 +323,7 @@ func waitForPendingLock() -> Bool {
         if deadline == 0 { deadline = now &+ pendingPatienceNanoseconds }
         if now >= deadline { return takePendingFromDead() }
         var pause = timespec(tv_sec: 0, tv_nsec: rounds < 128 ? 0 : 50_000)
-        _ = rounds < 128 ? ss_sys_sched_yield() : ss_sys_ppoll(nil, 0, &pause, nil)
+        _ = rounds < 128 ? ss_sys_sched_yield() : ss_sys_brief_ppoll(nil, 0, &pause)
     }
 }
 

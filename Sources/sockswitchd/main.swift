@@ -54,12 +54,26 @@ struct SockswitchDaemon: ParsableCommand {
     @Option(name: .customLong("ready-descriptor"), help: .hidden)
     var readyDescriptor: Int32?
 
+    /// The service outlives whoever started it, and serves others: standard streams that were closed must not become files of its
+    /// own, and limits meant for a program must not end it.
+    private func becomeIndependent() {
+        for number in Int32(0)...2 where fcntl(number, F_GETFD) < 0 { _ = open("/dev/null", O_RDWR) }
+        signal(SIGXFSZ, SIG_IGN)
+        for resource in [RLIMIT_FSIZE, RLIMIT_CPU, RLIMIT_AS] {
+            var limit = rlimit()
+            guard getrlimit(resource, &limit) == 0 else { continue }
+            limit.rlim_cur = limit.rlim_max
+            setrlimit(resource, &limit)
+        }
+    }
+
     func validate() throws {
         if patience < 1 || patience > 3_600_000 { throw ValidationError("--patience must be from 1 to 3600000 milliseconds.") }
         if acrossNamespaces, geteuid() != 0 { throw ValidationError("--across-namespaces needs root.") }
     }
 
     func run() throws {
+        becomeIndependent()
         LoggingSystem.bootstrap(StreamLogHandler.standardError)
         var log = Logger(label: "sockswitchd")
         log.logLevel = logLevel

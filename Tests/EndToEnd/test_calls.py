@@ -98,6 +98,9 @@ class Calls(Case):
     def test_what_the_fuzzer_found(self):
         self.on_both_carriers("found")
 
+    def test_numbers_and_options_beside_the_switch(self):
+        self.on_both_carriers("beside")
+
     def test_what_an_attack_found(self):
         self.on_both_carriers("attacked")
 

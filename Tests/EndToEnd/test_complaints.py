@@ -171,6 +171,37 @@ class Complaints(Compiled):
             os.kill(service, signal.SIGCONT)
         self.prove_companion(port, client)
 
+    def test_a_service_that_hangs_keeps_no_end_from_a_peer(self):
+        """Who has announced a connection, and exits or closes it: its peer hears of the end, and is refused what it sends then."""
+        port = free_port()
+        server = self.start([PYTHON, "-c", "\n".join((
+            "import socket, sys, time",
+            "listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))",
+            "for number in range(100):",
+            "    one, _ = listener.accept()",
+            "    while data := one.recv(100): one.sendall(data)",
+            "    print(f'ended {number}.', flush=True)",
+            "    try:",
+            "        while True: one.sendall(bytes(1000)), time.sleep(.005)",
+            "    except OSError: print(f'refused {number}.', flush=True)")), str(port)])
+        self.wait_listening(port, server)
+        service = None if settings.plain else self.service_pid()
+        if service:
+            os.kill(service, signal.SIGSTOP)
+        try:
+            for number, way in enumerate(("sys.exit()", "os._exit(0)", "one.close(), time.sleep(60)")):
+                client = self.start([PYTHON, "-c", "\n".join((
+                    "import os, socket, sys, time",
+                    "one = socket.create_connection(('127.0.0.1', int(sys.argv[1])))",
+                    "for _ in range(8): one.sendall(b'x'), one.recv(1)",
+                    way)), str(port)])
+                server.wait_for_output(f"ended {number}.", 10)
+                server.wait_for_output(f"refused {number}.", 10)
+                client.kill()
+        finally:
+            if service:
+                os.kill(service, signal.SIGCONT)
+
     def test_waiting_costs_no_processor(self):
         """A blocked reader, an idle epoll loop, and the service, while nothing happens."""
         port = free_port()
@@ -302,9 +333,14 @@ class Complaints(Compiled):
 
     def test_an_io_uring_of_a_liburing_that_is_loaded_later(self):
         """A program that knows nothing of liburing loads a plugin that was linked with it: the ring works, and is watched."""
+        for library in ("-luring", "-l:liburing.a"):
+            with self.subTest(library):
+                self.load_ring(library)
+
+    def load_ring(self, library):
         plugin = os.path.join(self.directory, "libplugin.so")
         subprocess.run([find_program("gcc"), "-O1", "-w", "-shared", "-fPIC", "-o", plugin,
-                        os.path.join(PROGRAMS, "ring_plugin.c"), "-luring"], check=True)
+                        os.path.join(PROGRAMS, "ring_plugin.c"), library], check=True)
         program = self.written("loader", """
             #include <dlfcn.h>
             #include <stdio.h>

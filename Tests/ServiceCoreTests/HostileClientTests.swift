@@ -119,6 +119,25 @@ import Testing
         #expect(!client.isConnected)
     }
 
+    @Test("A socket whose close waits for its peer (SO_LINGER) keeps nobody waiting")
+    func lingers() throws {
+        let test = try ServiceUnderTest()
+        let client = try test.connectSwitched()
+        var tcp: Connection? = try Connection()
+        let peer = tcp!.connector  // reads nothing
+        var value = linger(l_onoff: 1, l_linger: 20)
+        setsockopt(tcp!.acceptor.raw, SOL_SOCKET, SO_LINGER, &value, socklen_t(MemoryLayout<linger>.size))
+        let bytes = [UInt8](repeating: 0, count: 65536)
+        while send(tcp!.acceptor.raw, bytes, bytes.count, Int32(MSG_DONTWAIT)) > 0 {}
+        client.announce(tcp!.acceptor, slot: 1, role: Role.acceptor)
+        tcp = nil
+        let start = ss_monotonic_ns()
+        test.settle()
+        #expect(ss_monotonic_ns() - start < 5_000_000_000)
+        #expect(test.service.status.announcements == 1)
+        withExtendedLifetime(peer) {}
+    }
+
     @Test("More descriptors than a message has are closed, and nothing leaks")
     func tooManyDescriptors() throws {
         let test = try ServiceUnderTest()

@@ -151,6 +151,36 @@ private func end(_ pid: pid_t) {
         #expect(!arena.release(later, process: child))
     }
 
+    @Test("A process that found no entry holds nothing, and neither do its children")
+    func strangers() {
+        let process = arena.addProcess(pid: own)
+        let index = arena.allocateSlot(process: process)
+        let before = (0..<FamilyArena.processCount).map { arena.process($0).pid.load() }
+        #expect(arena.allocateSlot(process: -1) == 0)
+        #expect(!arena.release(index, process: -1))
+        let child = arena.reserveChild(of: -1)
+        #expect(child > 0 && !arena.isHeld(index, by: child))
+        #expect(arena.slot(index).holders.load() == 1)
+        arena.removeProcess(child)
+        #expect((0..<FamilyArena.processCount).map { arena.process($0).pid.load() } == before)
+    }
+
+    @Test("A child that has been killed holds nothing, although nobody has waited for it yet")
+    func unwaited() {
+        let parent = arena.addProcess(pid: own)
+        let shared = arena.allocateSlot(process: parent)
+        let pid = spawnSleeper()
+        let child = arena.reserveChild(of: parent)
+        #expect(arena.claim(child, arena.process(child).pid.load(), pid: UInt64(pid)))
+        kill(pid, SIGKILL)
+        for _ in 0..<1000 where arena.slot(shared).holders.load() == 2 {
+            usleep(1000)
+            arena.reapDeadProcesses()
+        }
+        #expect(arena.slot(shared).holders.load() == 1)
+        waitpid(pid, nil, 0)
+    }
+
     @Test("What a killed process held is taken back; what others hold too stays")
     func reaping() {
         let parent = arena.addProcess(pid: own)

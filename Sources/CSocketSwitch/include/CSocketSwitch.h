@@ -124,10 +124,18 @@ static inline long ss_sys_sendto(int fd, const void *p, size_t n, int flags) { r
 static inline long ss_sys_recvfrom(int fd, void *p, size_t n, int flags) { return flags & MSG_DONTWAIT ? ss_syscall6(SYS_recvfrom, fd, (long)p, (long)n, flags, 0, 0) : ss_sleeping_syscall6(SYS_recvfrom, fd, (long)p, (long)n, flags, 0, 0); }
 static inline long ss_sys_ioctl(int fd, unsigned long req, void *p) { return ss_syscall6(SYS_ioctl, fd, (long)req, (long)p, 0, 0, 0); }
 static inline long ss_sys_fcntl(int fd, int cmd, long arg) { return ss_syscall6(SYS_fcntl, fd, cmd, arg, 0, 0, 0); }
+/// Whether a thread is no more. The main thread of a process that nobody has waited for yet answers to its number still.
+int ss_thread_is_dead(int thread);
+/// Whether `pid` is a child of this process that has ended and that nobody has waited for yet.
+int ss_child_has_exited(int pid);
 static inline int ss_is_now(const struct timespec *t) { return t && t->tv_sec == 0 && t->tv_nsec == 0; }
 static inline long ss_sys_ppoll(struct pollfd *p, size_t n, const struct timespec *t, const void *mask) {
     return ss_is_now(t) ? ss_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0)
         : ss_sleeping_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0);
+}
+/// For waits of the library's own, in calls that are no cancellation points.
+static inline long ss_sys_brief_ppoll(struct pollfd *p, size_t n, const struct timespec *t) {
+    return ss_interruptible_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, 0, 0, 0);
 }
 static inline long ss_sys_epoll_ctl(int ep, int op, int fd, struct epoll_event *e) { return ss_syscall6(SYS_epoll_ctl, ep, op, fd, (long)e, 0, 0); }
 static inline long ss_sys_epoll_pwait(int ep, struct epoll_event *e, int n, int timeout, const void *mask) {
@@ -341,6 +349,9 @@ extern uint32_t ss_borrowers;
 /// Holds 1 in the process that called `ss_mark_own_memory`, 0 in a copy of it that was made past our hooks; null: cannot tell.
 extern uint32_t *ss_own_mark;
 
+/// Whether vfork children are known to run now. (Where they are not counted: no.)
+static inline int ss_memory_has_borrowers(void) { return __atomic_load_n(&ss_borrowers, __ATOMIC_SEQ_CST) != 0; }
+
 /// Whether the caller may be a child on its parent's memory.
 static inline int ss_memory_is_lent(void) {
 #if !defined(__x86_64__)
@@ -377,3 +388,6 @@ long ss_record_is_locked(int fd, long index);
 /// This thread's kernel id, cached (0 until asked; reset in a forked child).
 int32_t ss_thread_id(void);
 void ss_thread_id_reset(void);
+// Whether this thread's fork is prepared: the hook before it says so (1), and the one after it, in the child, too, asks and says
+// that it is over (0). Returns what was said before.
+int ss_note_fork(int prepared);

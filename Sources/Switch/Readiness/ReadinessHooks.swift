@@ -257,6 +257,7 @@ private func awaitRoom(_ socket: Int) {
             if container.lock.lock() == .acquired {
                 container.heat(root, index)
                 if container.sleepers.loadSequential() != 0 || container.has(EpollSet.Flags.nested) {
+                    container.watchTCP(root, index)
                     one.arm()
                     let found = sessionOf(socket).readiness(one.polled, one.events & Interest.events)
                     if found & Interest.writing != 0 { container.kick(root, index) } else { container.letSleeperCount(one) }

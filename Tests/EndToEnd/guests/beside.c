@@ -1,0 +1,192 @@
+// Numbers and options that change beside the switch: descriptors that a forked child has not, children on their parent's memory,
+// listeners whose options are inherited, sockets as standard streams, and what is left of a time-out.
+#include "carriers.h"
+#include <netinet/in.h>
+
+static char bytes[4096];
+
+static struct ends connect_ends(int listener, const struct sockaddr_in *address) {
+    struct ends ends = {socket(AF_INET, SOCK_STREAM, 0), -1};
+    if (connect(ends.client, (void *)address, sizeof *address) < 0) fail("connect");
+    ends.server = accept(listener, NULL, NULL);
+    if (ends.server < 0) fail("accept");
+    setsockopt(ends.client, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    return ends;
+}
+
+static void *rests(void *argument) {
+    char byte;
+    read(*(int *)argument, &byte, 1);
+    return NULL;
+}
+
+// The kernel copies the descriptors of a process before its memory, so beside other threads a child may know of sockets that it
+// does not have. (Here by a close that nobody sees.) Its own files must not be taken for them.
+static void numbers_that_a_child_has_not(void) {
+    for (int way = 0; way < 2; way++) {
+        struct ends e = make_ends();
+        int rest[2], status;
+        pipe(rest);
+        pthread_t thread;
+        pthread_create(&thread, NULL, rests, &rest[0]);
+        int set = way ? epoll_create1(0) : -1;
+        int number = way ? set : e.client;
+#if defined(__x86_64__)
+        long result;
+        __asm__ volatile("syscall" : "=a"(result) : "a"(SYS_close), "D"(number) : "rcx", "r11", "memory");
+#else
+        close(number);
+#endif
+        int child = fork();
+        if (!child) {
+            int file = memfd_create("file", 0), wrong = file != number;
+            if (write(file, "file", 4) != 4 || lseek(file, 0, SEEK_SET) != 0) wrong |= 2;
+            if (read(file, bytes, 4) != 4 || memcmp(bytes, "file", 4)) wrong |= 4;
+            struct pollfd entry = {file, POLLIN, 0};
+            if (poll(&entry, 1, 100) != 1 || entry.revents != POLLIN) wrong |= 8;
+            if (dup2(file, 0) != 0) wrong |= 16;
+            _exit(wrong);
+        }
+        while (waitpid(child, &status, 0) < 0) {}
+        SHOW(status);
+        if (!way) SHOW(recv(e.server, bytes, 100, MSG_DONTWAIT));
+        write(rest[1], "x", 1);
+        pthread_join(thread, NULL);
+        close(rest[0]);
+        close(rest[1]);
+        close(number);
+        close(e.server);
+        if (way) close(e.client);
+    }
+}
+
+// A vfork child has descriptors of its own.
+static void numbers_of_a_vfork_child(void) {
+    struct ends e = make_ends();
+    int file = memfd_create("file", 0), status;
+    int child = vfork();
+    if (!child) {
+        close(e.client);
+        if (dup3(file, e.client, 0) != e.client || write(e.client, "to the file", 11) != 11) _exit(1);
+        if (lseek(e.client, 0, SEEK_SET) != 0 || read(e.client, bytes, 11) != 11 || memcmp(bytes, "to the file", 11)) _exit(2);
+        _exit(send(e.client, bytes, 1, 0) < 0 && errno == ENOTSOCK ? 0 : 3);
+    }
+    while (waitpid(child, &status, 0) < 0) {}
+    SHOW(status);
+    SHOW(recv(e.server, bytes, 100, MSG_DONTWAIT));
+    SHOW(write(e.client, "to the peer", 11));
+    SHOW(recv(e.server, bytes, 100, 0));
+    close_ends(e);
+    close(file);
+}
+
+// What is accepted has what the listener was told.
+static void options_of_a_listener(void) {
+    for (int way = 0; way < 3; way++) {
+        struct sockaddr_in address;
+        int listener = make_listener(&address);
+        if (way == 0) SHOW(setsockopt(listener, SOL_SOCKET, SO_RCVLOWAT, &(int){100}, sizeof(int)));
+        if (way == 1) SHOW(setsockopt(listener, SOL_SOCKET, SO_TIMESTAMPNS, &(int){1}, sizeof(int)));
+        if (way == 2) SHOW(setsockopt(listener, SOL_SOCKET, SO_OOBINLINE, &(int){1}, sizeof(int)));
+        struct ends e = connect_ends(listener, &address);
+        for (int i = 0; i < 40; i++) {
+            if (write(e.client, bytes, 128) != 128 || recv(e.server, bytes, 128, MSG_WAITALL) != 128) fail("talking");
+            if (write(e.server, bytes, 1) != 1 || read(e.client, bytes, 1) != 1) fail("talking");
+            if (i > 20) usleep(500);
+        }
+        SHOW(write(e.client, bytes, 50));
+        struct pollfd entry = {e.server, POLLIN, 0};
+        SHOW(poll(&entry, 1, 30));
+        SHOW(write(e.client, bytes, 50));
+        SHOW(poll(&entry, 1, 1000));
+        char control[256];
+        struct iovec piece = {bytes, 100};
+        struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        usleep(10000);
+        SHOW(recvmsg(e.server, &message, 0));
+        SHOW(message.msg_controllen);
+        close_ends(e);
+        close(listener);
+    }
+}
+
+// stdio reads and writes by itself.
+static void socket_as_standard_input(void) {
+    static int before = -1;
+    if (before < 0) before = dup(0);
+    struct sockaddr_in address;
+    int listener = make_listener(&address), client = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(client, (void *)&address, sizeof address) < 0) fail("connect");
+    close(0);
+    SHOW(accept(listener, NULL, NULL));
+    clearerr(stdin);
+    for (int i = 0; i < 60; i++) {
+        if (write(client, "line\n", 5) != 5) fail("write");
+        struct pollfd entry = {0, POLLIN, 0};
+        if (poll(&entry, 1, 2000) != 1) {
+            SHOW(i);
+            break;
+        }
+        char line[16] = "";
+        if (!fgets(line, sizeof line, stdin) || strcmp(line, "line\n")) {
+            SHOW(i);
+            break;
+        }
+        if (write(0, "answer", 6) != 6 || recv(client, bytes, 6, MSG_WAITALL) != 6) fail("answer");
+        if (i > 20) usleep(500);
+    }
+    close(client);
+    dup2(before, 0);
+    close(listener);
+}
+
+static void *writes_four(void *argument) {
+    for (int i = 0; i < 4; i++) {
+        usleep(50000);
+        if (write(*(int *)argument, "four", 4) != 4) fail("write");
+    }
+    return NULL;
+}
+
+static void time_that_is_left(void) {
+    struct ends e = make_ends();
+    struct iovec piece = {bytes, 4};
+    struct mmsghdr list[8] = {0};
+    for (int i = 0; i < 8; i++) list[i].msg_hdr.msg_iov = &piece, list[i].msg_hdr.msg_iovlen = 1;
+    pthread_t thread;
+    pthread_create(&thread, NULL, writes_four, &e.client);
+    // 50, 100, 150, 200 ms, together more than all.
+    struct timespec time = {0, 450000000};
+    SHOW(recvmmsg(e.server, list, 4, 0, &time));
+    SHOW(time.tv_sec);
+    SHOW(time.tv_nsec > 100000000 && time.tv_nsec < 300000000);
+    pthread_join(thread, NULL);
+    struct pollfd entry = {e.server, POLLIN, 0};
+    time = (struct timespec){0, 30000000};
+    SHOW(syscall(SYS_ppoll, &entry, 1, &time, NULL, 8));
+    if (time.tv_nsec) fail("the time that ppoll leaves");
+    SHOW(write(e.client, "x", 1));
+    time = (struct timespec){5, 0};
+    SHOW(syscall(SYS_ppoll, &entry, 1, &time, NULL, 8));
+    SHOW(time.tv_sec);
+    SHOW(time.tv_nsec > 900000000);
+    fd_set set;
+    FD_ZERO(&set);
+    FD_SET(e.client, &set);
+    time = (struct timespec){0, 30000000};
+    SHOW(syscall(SYS_pselect6, e.client + 1, &set, NULL, NULL, &time, NULL));
+    if (time.tv_nsec) fail("the time that pselect6 leaves");
+    close_ends(e);
+}
+
+int main(int count, char **arguments) {
+    moves = !(count > 1 && !strcmp(arguments[1], "plain"));
+    signal(SIGPIPE, SIG_IGN);
+    CASE(numbers_that_a_child_has_not);
+    CASE(numbers_of_a_vfork_child);
+    CASE(options_of_a_listener);
+    CASE(socket_as_standard_input);
+    CASE(time_that_is_left);
+    printf("%d different\n", failures);
+    return failures != 0;
+}
