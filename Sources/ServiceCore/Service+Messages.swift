@@ -26,16 +26,19 @@ extension Service {
     /// The last close of a socket with SO_LINGER waits until its peer has everything, and a client's peer may never take it: then
     /// it is another thread's.
     func closeForeign(_ descriptors: inout [Descriptor]) {
-        while let descriptor = descriptors.popLast() {
+        while !descriptors.isEmpty {
             var value = linger()
             var length = UInt32(MemoryLayout<linger>.size)
-            guard ss_sys_getsockopt(descriptor.raw, SOL_SOCKET, SO_LINGER, &value, &length) == 0, value.l_onoff != 0, value.l_linger > 0
-            else { continue }
-            closeInBackground(Unmanaged.passRetained(descriptor))
+            let last = descriptors.count - 1
+            let lingers =
+                ss_sys_getsockopt(descriptors[last].raw, SOL_SOCKET, SO_LINGER, &value, &length) == 0 && value.l_onoff != 0 && value.l_linger > 0
+            let kept = lingers ? Unmanaged.passRetained(descriptors[last]) : nil
+            descriptors.removeLast()
+            if let kept { closeInBackground(kept) }
         }
     }
 
-    /// `descriptor` is given up; the caller has a reference no longer than until the thread begins.
+    /// `descriptor` is the last reference.
     private func closeInBackground(_ descriptor: Unmanaged<Descriptor>) {
         var thread = pthread_t()
         let error = pthread_create(

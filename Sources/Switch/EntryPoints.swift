@@ -393,7 +393,8 @@ func noteInheritedOptions(_ fd: Int32, _ slot: Slot) {
         return ss_sys_getsockopt(fd, level, name, &number, &length) == 0 ? number : 0
     }
     var length: UInt32 = 0
-    let hasFilter = ss_sys_getsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER /* as SO_GET_FILTER */, nil, &length) != 0 || length != 0
+    let result = ss_sys_getsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER /* as SO_GET_FILTER */, nil, &length)
+    let hasFilter = result == -Int(EACCES) || result == 0 && length != 0
     if hasFilter || number(SOL_SOCKET, SO_RCVLOWAT) > 1 || number(SOL_SOCKET, SO_OOBINLINE) != 0 || number(SOL_SOCKET, 60) != 0
         || number(SOL_SOCKET, 29) != 0 || number(SOL_SOCKET, 35) != 0 || number(SOL_SOCKET, 37) != 0
         || number(SOL_SOCKET, 63) != 0 || number(SOL_SOCKET, 64) != 0 || number(SOL_SOCKET, 65) != 0 || number(6, 36) != 0
