@@ -99,7 +99,7 @@ MUTATIONS = [
     Mutation("a full ring is overwritten", SEND, "if size &- used < UInt64(count) { return 0 }", "", SESSION),
     Mutation("nonsense credit is believed", "Sources/Session/Session+Ring.swift", "guard used <= ring.size else { return nil }\n", "", SESSION),
     Mutation("nobody is rung", "Sources/Session/Session+Doorbell.swift",
-             "            slot.rungForReceive.storeRelaxed(armed)\n            ring()\n", "            slot.rungForReceive.storeRelaxed(armed)\n", SESSION),
+             "            ring()\n            // Afterwards", "            // Afterwards", SESSION),
     Mutation("a sleeper does not look a last time", WAITING, "if looksReadable || hasNews || isRewound {", "if hasNews {", SESSION),
     Mutation("a stalled sender stays on the ring", WAITING, "guard isLate || stalled >= patienceNanoseconds else { return false }",
              "guard now == 0 else { return false }", SESSION),
