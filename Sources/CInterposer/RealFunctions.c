@@ -81,8 +81,9 @@ struct nth_object {
 static int copy_name(struct dl_phdr_info *object, size_t size, void *argument) {
     struct nth_object *wanted = argument;
     (void)size;
-    if (!object->dlpi_name || !*object->dlpi_name || strlen(object->dlpi_name) >= sizeof wanted->name || wanted->left-- > 0) return 0;
-    strcpy(wanted->name, object->dlpi_name);
+    size_t length = object->dlpi_name ? strlen(object->dlpi_name) : 0;
+    if (length == 0 || length >= sizeof wanted->name || wanted->left-- > 0) return 0;
+    memcpy(wanted->name, object->dlpi_name, length + 1);
     return 1;
 }
 

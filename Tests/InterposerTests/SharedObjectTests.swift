@@ -33,7 +33,7 @@ import Testing
             // Which file the next image of an exec is made from, and whether the environment loads this library into it.
             "dladdr", "getauxval", "getenv", "strchr", "strcspn", "strspn",
             // Streams that libc closes without a call that is seen; the end by quick_exit; a liburing that is loaded later.
-            "__cxa_at_quick_exit", "dlopen", "fflush", "fileno",
+            "__cxa_at_quick_exit", "dl_iterate_phdr", "dlclose", "dlopen", "fflush", "fileno",
             // How a shared object is made: weak, and absent in most programs.
             "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__cxa_finalize", "__gmon_start__", "__tls_get_addr",
         ]
