@@ -34,14 +34,23 @@ int ss_note_fork(int prepared) {
     return before;
 }
 
+/// In decimal, without an end. Returns what is behind it.
+static char *put_number(char *place, int number) {
+    for (int power = 1000000000; power; power /= 10) {
+        if (number >= power) *place++ = (char)('0' + number / power % 10);
+    }
+    return place;
+}
+
 int ss_thread_is_dead(int thread) {
     if (ss_sys_tkill(thread, 0) == -ESRCH) return 1;
     char path[32] = "/proc/", text[512];
-    char *end = path + 6;
-    for (int power = 1000000000; power; power /= 10) {
-        if (thread >= power) *end++ = (char)('0' + thread / power % 10);
-    }
-    memcpy(end, "/stat", 6);
+    // A /proc of another PID namespace has other threads under these numbers.
+    int own = (int)ss_sys_getpid();
+    long length = ss_syscall6(SYS_readlinkat, AT_FDCWD, (long)"/proc/self", (long)text, sizeof text, 0, 0);
+    if (length != put_number(path, own) - path || memcmp(text, path, length) != 0) return 0;
+    memcpy(path, "/proc/", 6);
+    memcpy(put_number(path + 6, thread), "/stat", 6);
     long file = ss_sys_open_to_read(path);
     if (file < 0) return 0;
     long count = ss_sys_read((int)file, text, sizeof text);

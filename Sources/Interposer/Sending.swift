@@ -106,5 +106,5 @@ func sendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>?, _ flags: Int32)
 func trackedSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
     // Into a pipe the kernel moves a socket's bytes, too; EINVAL as in trackedSplice.
     if descriptorEntry(out) == 0, count != 0, !keepOnTCP(input, reads: true) { return answer(0 &- Int(EINVAL)) }
-    return answer(switchSendFile(out, input, offset, clamped(count)))
+    return answer(switchSendFile(out, input, offset, count))
 }

@@ -299,7 +299,7 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
             return result
         }
     }
-    let result = session.sendFile(out, input, offset, count)
+    let result = session.sendFile(out, input, offset, min(count, 0x7FFF_F000 /* MAX_RW_COUNT */))
     if result != count { readinessNoteFull(index) }
     beginAnewIfLeft(index, session.slot)
     return result
@@ -364,7 +364,7 @@ package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
     let isKernels = needsTCP(level, name) && !isOrdinary(level, name, value, length)
     if isKernels { _ = switchHandOver(fd, .unsupportedOption) }
     let result = baseSetOption(fd, level, name, value, length)
-    if result == 0, isKernels { session.slot.flags.setBits(Slot.Flags.acceptsOnTCP) }
+    if result == 0, needsTCP(level, name) { noteOptionsToInherit(fd, session.slot) }
     if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
     if result == 0, level == SOL_SOCKET, name == SO_SNDBUF || name == SO_SNDBUFFORCE { noteSendBuffer(fd, session) }
     return result
@@ -385,13 +385,15 @@ func noteInheritedSendBuffer(_ fd: Int32, _ session: Session) {
     if isKnown, locks & 1 /* SOCK_SNDBUF_LOCK */ != 0 { noteSendBuffer(fd, session) }
 }
 
-/// The same for a listener that had them before it was ours. (A filter is told of by its length, or by an error.)
-func noteInheritedOptions(_ fd: Int32, _ slot: Slot) {
+/// Whether what a listener accepts inherits an option whose effect only the kernel's own stream has. Harmless for connections.
+/// (A filter is told of by its length, or by an error.)
+func noteOptionsToInherit(_ fd: Int32, _ slot: Slot) {
     func number(_ level: Int32, _ name: Int32) -> Int32 {
         var number: Int32 = 0
         var length: UInt32 = 4
         return ss_sys_getsockopt(fd, level, name, &number, &length) == 0 ? number : 0
     }
+    if slot.kind.load() >= Slot.Kind.connected { return }
     var length: UInt32 = 0
     let result = ss_sys_getsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER /* as SO_GET_FILTER */, nil, &length)
     let hasFilter = result == -Int(EACCES) || result == 0 && length != 0
@@ -400,6 +402,8 @@ func noteInheritedOptions(_ fd: Int32, _ slot: Slot) {
         || number(SOL_SOCKET, 63) != 0 || number(SOL_SOCKET, 64) != 0 || number(SOL_SOCKET, 65) != 0 || number(6, 36) != 0
     {
         slot.flags.setBits(Slot.Flags.acceptsOnTCP)
+    } else {
+        slot.flags.clearBits(Slot.Flags.acceptsOnTCP)
     }
 }
 

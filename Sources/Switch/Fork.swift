@@ -97,11 +97,9 @@ private func forgetUninherited(_ arena: FamilyArena, _ process: Int) {
     guard process < 0 || mayDiffer else { return }
     forgetEntries { fd in
         let entry = descriptorEntry(fd)
-        let isMissing = mayDiffer && ss_sys_fcntl(fd, F_GETFD, 0) == -Int(EBADF)
-        guard entryKind(entry) == DescriptorKind.socket else { return isMissing }
-        if process < 0 || !arena.isHeld(entryIndex(entry), by: process) { return true }
-        if isMissing { sessionOf(entryIndex(entry)).descriptorCount.subtract(1) }
-        return isMissing
+        if entryKind(entry) == DescriptorKind.socket, process < 0 || !arena.isHeld(entryIndex(entry), by: process) { return true }
+        if mayDiffer, ss_sys_fcntl(fd, F_GETFD, 0) == -Int(EBADF) { dropStale(fd) }
+        return false
     }
 }
 

@@ -25,8 +25,8 @@ package func switchRingIsMade() {
 /// connection would lose.
 private func readsOnTCP(_ fd: Int32, _ reason: Reason, _ deadline: inout UInt64, mayRefuse: Bool) -> Bool {
     if switchHandOver(fd, reason) { return true }
-    guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), isSoonAlone(index, &deadline),
-        sessionOf(index).mayBeReplaced(fd), !mayRefuse || !sessionOf(index).mayHaveMark(fd)
+    guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), sessionOf(index).mayBeReplaced(fd),
+        !mayRefuse || !sessionOf(index).mayHaveMark(fd), isSoonAlone(index, &deadline), sessionOf(index).mayBeReplaced(fd)
     else { return false }
     let kind = sessionOf(index).slot.kind.load()
     // (It may have gone back to TCP in the attempt.)

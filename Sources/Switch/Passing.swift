@@ -105,7 +105,7 @@ package func adoptListener(_ fd: Int32) {
     // The backlog is not to be had; the kernel keeps its own, and the companion's bounds nothing.
     guard index != 0 else { return }
     noteInheritedSendBuffer(fd, sessionOf(index))
-    noteInheritedOptions(fd, sessionOf(index).slot)
+    noteOptionsToInherit(fd, sessionOf(index).slot)
     listenWithCompanion(fd, index, Int32(SOMAXCONN))
 }
 

@@ -119,7 +119,7 @@ func forgetStale(_ fd: Int32) {
 }
 
 @inline(never)
-private func dropStale(_ fd: Int32) {
+func dropStale(_ fd: Int32) {
     if isForeignChild() { return }
     if let index = socketIndex(fd), sessionOf(index).connection.pointee.descriptor == fd {
         sessionOf(index).connection.pointee.descriptor = otherDescriptor(descriptorEntry(fd), than: fd)
@@ -136,6 +136,8 @@ func makeAnew(_ fd: Int32, _ index: Int) {
     var length = UInt32(MemoryLayout<linger>.size)
     _ = baseGetOption(fd, SOL_SOCKET, SO_LINGER, &before, &length)
     dropEntry(fd)
+    // The end of an announced connection shuts the socket, which lives on, down; a second disconnect opens it.
+    Session.reset(fd)
     _ = baseSetOption(fd, SOL_SOCKET, SO_LINGER, &before, length)
     let new = track(fd, kind: Slot.Kind.fresh, nonBlocking: flags & Slot.Flags.nonBlocking != 0)
     guard new != 0 else { return }
@@ -265,7 +267,7 @@ private func endCompanions(_ fd: Int32, _ index: Int) -> Bool {
         if unread {
             Session.resetOnClose(fd)
         } else if !wasUp, companionPhase >= CompanionPhase.connecting {
-            endAnnounced(fd)
+            endAnnounced(fd, hasReaders: session.slot.plainReaders.count != 0)
         }
     }
     withdrawOffer(index, .none)
@@ -277,9 +279,9 @@ private func endCompanions(_ fd: Int32, _ index: Int) -> Bool {
 }
 
 /// An announcement in flight holds a reference to the socket: the FIN, or what the kernel would send instead, must not wait for
-/// it, nor the reset for what the peer sends afterwards.
-func endAnnounced(_ fd: Int32) {
-    if closeResets(fd) { Session.reset(fd) } else { _ = ss_sys_shutdown(fd, 2) }
+/// it, nor the reset for what the peer sends afterwards. (A thread that sleeps in a receive goes on as long as the peer does.)
+func endAnnounced(_ fd: Int32, hasReaders: Bool = false) {
+    if closeResets(fd) { Session.reset(fd) } else { _ = ss_sys_shutdown(fd, hasReaders ? 1 : 2) }
 }
 
 /// A listening companion that outlived its listener (see `endSocket`) ends. With or without the pending lock.

@@ -148,6 +148,19 @@ static void *writes_four(void *argument) {
     return NULL;
 }
 
+// More bytes than a call can say it has moved.
+static void too_many_bytes(void) {
+    struct ends e = make_ends();
+    int file = memfd_create("file", 0);
+    off_t at = 0;
+    write(file, "content", 7);
+    if (sendfile(e.client, file, &at, (size_t)-1) != -1 || errno != EINVAL) fail("sendfile of all there is");
+    SHOW(sendfile(e.client, file, &at, (size_t)1 << 62));
+    SHOW(recv(e.server, bytes, 100, 0));
+    close_ends(e);
+    close(file);
+}
+
 static void time_that_is_left(void) {
     struct ends e = make_ends();
     struct iovec piece = {bytes, 4};
@@ -186,6 +199,7 @@ int main(int count, char **arguments) {
     CASE(numbers_of_a_vfork_child);
     CASE(options_of_a_listener);
     CASE(socket_as_standard_input);
+    CASE(too_many_bytes);
     CASE(time_that_is_left);
     printf("%d different\n", failures);
     return failures != 0;
