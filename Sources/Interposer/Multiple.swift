@@ -102,7 +102,7 @@ func trackedReceiveMessages(
     let start = ss_monotonic_ns()
     var flagsNow = flags & ~waitForOne
     var done = 0
-    let wait = timeout.map { UInt64(bitPattern: Int64($0.pointee.tv_sec)) &* 1_000_000_000 &+ UInt64(bitPattern: Int64($0.pointee.tv_nsec)) }
+    let wait = timeout?.pointee
     while done < Int(count) {
         var result = receiveMessage(fd, header(of: list + done), flagsNow)
         if result >= 0 { result = note(result, in: list + done) }
@@ -110,7 +110,10 @@ func trackedReceiveMessages(
         if result < 0 { return done > 0 ? Int32(truncatingIfNeeded: done) : Int32(truncatingIfNeeded: answerCancellable(result)) }
         done &+= 1
         if flags & waitForOne != 0 { flagsNow |= Int32(MSG_DONTWAIT) }
-        if let timeout, let wait, !tell(timeout, wait, since: start) { break }
+        if let timeout, let wait {
+            timeout.pointee = timeLeft(of: wait, since: start)
+            if timeout.pointee.tv_sec == 0, timeout.pointee.tv_nsec == 0 { break }
+        }
         // The urgent byte is returned right away, and one that is only looked at would be found again.
         if flags & Int32(MSG_OOB) != 0 { break }
     }
@@ -120,15 +123,22 @@ func trackedReceiveMessages(
 @inline(__always)
 private func isTime(_ time: UnsafeMutablePointer<timespec>?) -> Bool {
     guard let time, ss_probe_program_memory(time, MemoryLayout<timespec>.size) == 0 else { return false }
-    return time.pointee.tv_sec >= 0 && time.pointee.tv_nsec >= 0 && time.pointee.tv_nsec < 1_000_000_000
+    return isTime(time.pointee)
 }
 
-/// Leaves in `time` what remains of `whole` (nanoseconds). False: nothing.
 @inline(__always)
-private func tell(_ time: UnsafeMutablePointer<timespec>, _ whole: UInt64, since start: UInt64) -> Bool {
+func isTime(_ time: timespec) -> Bool { time.tv_sec >= 0 && time.tv_nsec >= 0 && time.tv_nsec < 1_000_000_000 }
+
+/// What remains of `time`, for which `isTime` holds, at least nothing. `start`: monotonic nanoseconds.
+@inline(__always)
+func timeLeft(of time: timespec, since start: UInt64) -> timespec {
     let passed = ss_monotonic_ns() &- start
-    let left = whole > passed ? whole &- passed : 0
-    time.pointee.tv_sec = Int(truncatingIfNeeded: left / 1_000_000_000)
-    time.pointee.tv_nsec = Int(truncatingIfNeeded: left % 1_000_000_000)
-    return left > 0
+    var left = timespec(
+        tv_sec: time.tv_sec &- Int(truncatingIfNeeded: passed / 1_000_000_000),
+        tv_nsec: time.tv_nsec &- Int(truncatingIfNeeded: passed % 1_000_000_000))
+    if left.tv_nsec < 0 {
+        left.tv_nsec &+= 1_000_000_000
+        left.tv_sec &-= 1
+    }
+    return left.tv_sec < 0 ? timespec() : left
 }

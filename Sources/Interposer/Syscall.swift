@@ -158,17 +158,9 @@ private struct SystemCallArguments {
         guard let place = pointer(address), ss_copy_program_memory(&time, place, MemoryLayout<timespec>.size) == 0 else { return call() }
         let start = ss_monotonic_ns()
         let result = call()
-        if time.tv_sec >= 0, time.tv_nsec >= 0, time.tv_nsec < 1_000_000_000 {
-            let (seconds, isTooMuch) = UInt64(time.tv_sec).multipliedReportingOverflow(by: 1_000_000_000)
-            // (Hundreds of years are left as they are.)
-            if !isTooMuch {
-                let passed = ss_monotonic_ns() &- start
-                let whole = seconds &+ UInt64(time.tv_nsec)
-                let left = whole > passed ? whole &- passed : 0
-                time.tv_sec = Int(truncatingIfNeeded: left / 1_000_000_000)
-                time.tv_nsec = Int(truncatingIfNeeded: left % 1_000_000_000)
-                _ = ss_copy_program_memory(place, &time, MemoryLayout<timespec>.size)
-            }
+        if isTime(time) {
+            var left = timeLeft(of: time, since: start)
+            _ = ss_copy_program_memory(place, &left, MemoryLayout<timespec>.size)
         }
         return result
     }

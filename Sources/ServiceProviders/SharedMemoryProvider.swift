@@ -51,20 +51,6 @@ package func sharedMemoryProviderIntroduce() {
 /// hook that follows, in the parent and in the child. Signals stay blocked in between.
 package func sharedMemoryProviderBeforeFork() -> UInt64 { lockProviders() }
 
-/// Whether the service has left announcements unread for some time: it is stopped, or stuck. Waits for at most 50 ms, and only
-/// while there is something unread. Without the lock.
-package func sharedMemoryProviderIsBehind() -> Bool {
-    guard providerHalfWord(ProviderState.outstandingOffset).load() != 0 else { return false }
-    var patience = 0
-    while RendezvousClient.isUnread {
-        if patience == 50 { return true }
-        var pause = timespec(tv_sec: 0, tv_nsec: 1_000_000)
-        _ = ss_sys_brief_ppoll(nil, 0, &pause)
-        patience &+= 1
-    }
-    return false
-}
-
 package func sharedMemoryProviderAfterForkInParent(_ mask: UInt64) { unlockProviders(mask) }
 
 /// In a forked child: closes the inherited connection to the service (it is the parent's), forgets the announcements and
@@ -377,4 +363,18 @@ private func sharedMemoryGetQOSByName(
 ) -> Int32 {
     guard Companion(socket: socket) != nil else { return socketError(error, ENOTSOCK) }
     return socketError(error, EOPNOTSUPP)
+}
+
+/// Whether the service has left announcements unread for some time: it is stopped, or stuck. Waits for at most 50 ms, and only
+/// while there is something unread. Without the lock.
+package func sharedMemoryProviderIsBehind() -> Bool {
+    guard providerHalfWord(ProviderState.outstandingOffset).load() != 0 else { return false }
+    var patience = 0
+    while RendezvousClient.isUnread {
+        if patience == 50 { return true }
+        var pause = timespec(tv_sec: 0, tv_nsec: 1_000_000)
+        _ = ss_sys_brief_ppoll(nil, 0, &pause)
+        patience &+= 1
+    }
+    return false
 }

@@ -50,7 +50,7 @@ struct MessageCursor {
     /// UIO_MAXIOV.
     private static var maximumVectors: Int { 1024 }
     /// MAX_RW_COUNT: the kernel moves no more in one call.
-    private static var maximumBytes: Int { 0x7FFF_F000 }
+    static var maximumBytes: Int { 0x7FFF_F000 }
 
     /// Stands for NULL, and is as bad.
     static var nowhere: UnsafeMutableRawPointer { UnsafeMutableRawPointer(bitPattern: 8).unsafelyUnwrapped }

@@ -347,6 +347,7 @@ extension Session {
 
     /// Like sendfile(2): file contents are read straight into the ring (WSD-S5).
     package func sendFile(_ fd: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
+        let count = min(count, MessageCursor.maximumBytes)
         var position = Int64(0)
         if let offset {
             guard ss_copy_program_memory(&position, offset, 8) == 0 else { return -Int(EFAULT) }

@@ -299,7 +299,7 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
             return result
         }
     }
-    let result = session.sendFile(out, input, offset, min(count, 0x7FFF_F000 /* MAX_RW_COUNT */))
+    let result = session.sendFile(out, input, offset, count)
     if result != count { readinessNoteFull(index) }
     beginAnewIfLeft(index, session.slot)
     return result

@@ -103,16 +103,6 @@ private func forgetUninherited(_ arena: FamilyArena, _ process: Int) {
     }
 }
 
-/// Takes the sockets and epoll sets that `isForgotten` names out of the table.
-private func forgetEntries(_ isForgotten: (Int32) -> Bool) {
-    var fd: Int32 = 0
-    while fd < Int32(bitPattern: highestDescriptor.load()) {
-        let kind = entryKind(descriptorEntry(fd))
-        if kind == DescriptorKind.socket || kind == DescriptorKind.epollSet, isForgotten(fd) { clearDescriptorEntry(fd) }
-        fd &+= 1
-    }
-}
-
 /// Holds again what this process has records of, as far as the slots are still the same.
 private func holdInherited(_ arena: FamilyArena, _ process: Int) {
     for index in arena.usedSlots {

@@ -28,12 +28,7 @@ package func switchBeforeSandbox() {
         }
         fd &+= 1
     }
-    fd = 0
-    while fd < Int32(bitPattern: highestDescriptor.load()) {
-        let kind = entryKind(descriptorEntry(fd))
-        if kind == DescriptorKind.socket || kind == DescriptorKind.epollSet { clearDescriptorEntry(fd) }
-        fd &+= 1
-    }
+    forgetEntries { _ in true }
 }
 
 /// Whether this process ran under a filter before the library had anything to do. Asked of a file, since a filter may

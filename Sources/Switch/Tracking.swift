@@ -217,6 +217,16 @@ func dropEntry(_ fd: Int32) {
     }
 }
 
+/// Takes the sockets and epoll sets that `isForgotten` names out of the table.
+func forgetEntries(_ isForgotten: (Int32) -> Bool) {
+    var fd: Int32 = 0
+    while fd < Int32(bitPattern: highestDescriptor.load()) {
+        let kind = entryKind(descriptorEntry(fd))
+        if kind == DescriptorKind.socket || kind == DescriptorKind.epollSet, isForgotten(fd) { clearDescriptorEntry(fd) }
+        fd &+= 1
+    }
+}
+
 /// A descriptor other than `fd` with the same entry, or -1.
 func otherDescriptor(_ entry: UInt32, than fd: Int32) -> Int32 {
     var other: Int32 = 0

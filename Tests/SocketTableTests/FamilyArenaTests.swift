@@ -165,13 +165,19 @@ private func end(_ pid: pid_t) {
         #expect((0..<FamilyArena.processCount).map { arena.process($0).pid.load() } == before)
     }
 
-    @Test("A child that has been killed holds nothing, although nobody has waited for it yet")
-    func unwaited() {
+    /// A slot that this process and a child, which sleeps, hold; the child and its entry.
+    private func shareWithSleeper() -> (shared: Int, pid: pid_t, child: Int) {
         let parent = arena.addProcess(pid: own)
         let shared = arena.allocateSlot(process: parent)
         let pid = spawnSleeper()
         let child = arena.reserveChild(of: parent)
         #expect(arena.claim(child, arena.process(child).pid.load(), pid: UInt64(pid)))
+        return (shared, pid, child)
+    }
+
+    @Test("A child that has been killed holds nothing, although nobody has waited for it yet")
+    func unwaited() {
+        let (shared, pid, _) = shareWithSleeper()
         kill(pid, SIGKILL)
         for _ in 0..<1000 where arena.slot(shared).holders.load() == 2 {
             usleep(1000)
@@ -183,11 +189,7 @@ private func end(_ pid: pid_t) {
 
     @Test("What a killed process held is taken back; what others hold too stays")
     func reaping() {
-        let parent = arena.addProcess(pid: own)
-        let shared = arena.allocateSlot(process: parent)
-        let pid = spawnSleeper()
-        let child = arena.reserveChild(of: parent)
-        #expect(arena.claim(child, arena.process(child).pid.load(), pid: UInt64(pid)))
+        let (shared, pid, child) = shareWithSleeper()
         let alone = arena.allocateSlot(process: child)
         arena.reapDeadProcesses()
         #expect(arena.slot(shared).holders.load() == 2 && arena.slot(alone).holders.load() == 1)

@@ -124,10 +124,6 @@ static inline long ss_sys_sendto(int fd, const void *p, size_t n, int flags) { r
 static inline long ss_sys_recvfrom(int fd, void *p, size_t n, int flags) { return flags & MSG_DONTWAIT ? ss_syscall6(SYS_recvfrom, fd, (long)p, (long)n, flags, 0, 0) : ss_sleeping_syscall6(SYS_recvfrom, fd, (long)p, (long)n, flags, 0, 0); }
 static inline long ss_sys_ioctl(int fd, unsigned long req, void *p) { return ss_syscall6(SYS_ioctl, fd, (long)req, (long)p, 0, 0, 0); }
 static inline long ss_sys_fcntl(int fd, int cmd, long arg) { return ss_syscall6(SYS_fcntl, fd, cmd, arg, 0, 0, 0); }
-/// Whether a thread is no more. The main thread of a process that nobody has waited for yet answers to its number still.
-int ss_thread_is_dead(int thread);
-/// Whether `pid` is a child of this process that has ended and that nobody has waited for yet.
-int ss_child_has_exited(int pid);
 static inline int ss_is_now(const struct timespec *t) { return t && t->tv_sec == 0 && t->tv_nsec == 0; }
 static inline long ss_sys_ppoll(struct pollfd *p, size_t n, const struct timespec *t, const void *mask) {
     return ss_is_now(t) ? ss_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0)
@@ -388,6 +384,10 @@ long ss_record_is_locked(int fd, long index);
 /// This thread's kernel id, cached (0 until asked; reset in a forked child).
 int32_t ss_thread_id(void);
 void ss_thread_id_reset(void);
-// Whether this thread's fork is prepared: the hook before it says so (1), and the one after it, in the child, too, asks and says
-// that it is over (0). Returns what was said before.
+/// Whether this thread's fork is prepared: the hook before it says so (1), and the one after it, in the child, too, asks and says
+/// that it is over (0). Returns what was said before.
 int ss_note_fork(int prepared);
+/// Whether a thread is no more. The main thread of a process that nobody has waited for yet answers to its number still.
+int ss_thread_is_dead(int thread);
+/// Whether `pid` is a child of this process that has ended and that nobody has waited for yet.
+int ss_child_has_exited(int pid);
