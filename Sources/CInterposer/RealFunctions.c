@@ -320,17 +320,89 @@ int ss_flush_stream(void *stream) {
     return error;
 }
 
+// A stream on the library's own calls, for a socket that cannot go back to TCP now.
+
+static ssize_t read_for_stream(void *fd, char *bytes, size_t count) { return read((int)(intptr_t)fd, bytes, count); }
+static ssize_t write_for_stream(void *fd, const char *bytes, size_t count) {
+    size_t left = count;
+    while (left > 0) {
+        ssize_t part = write((int)(intptr_t)fd, bytes + (count - left), left);
+        if (part <= 0) break;
+        left -= (size_t)part;
+    }
+    return (ssize_t)(count - left);
+}
+static int seek_for_stream(void *fd, off64_t *offset, int whence) {
+    (void)fd, (void)offset, (void)whence;
+    errno = ESPIPE;
+    return -1;
+}
+static int close_for_stream(void *fd) { return close((int)(intptr_t)fd); }
+
+void *ss_open_stream(int fd, const char *mode) {
+    FILE *stream = fopencookie((void *)(intptr_t)fd, mode,
+                               (cookie_io_functions_t){read_for_stream, write_for_stream, seek_for_stream, close_for_stream});
+    if (stream) stream->_fileno = fd;
+    return stream;
+}
+
 // MARK: Names that write by themselves
 
-extern void ss_before_formatted_write(int fd);
+// To what the switch knows they write through its own write: nothing overtakes what was sent before, and what has moved stays.
+
+extern int ss_is_tracked(int fd);
+extern void ss_before_direct_write(int fd);
+extern int __vsnprintf_chk(char *, size_t, int, size_t, const char *, va_list);
+
+enum { NO_FLAG = -1 };
+
+static int write_all(int fd, const char *text, size_t count) {
+    while (count > 0) {
+        ssize_t part = write(fd, text, count);
+        if (part <= 0) return -1;
+        text += part;
+        count -= (size_t)part;
+    }
+    return 0;
+}
+
+static int format_into(char *text, size_t room, int flag, const char *format, va_list arguments) {
+    return flag == NO_FLAG ? vsnprintf(text, room, format, arguments) : __vsnprintf_chk(text, room, flag, room, format, arguments);
+}
+
+/// Characters written, or -1 and errno.
+static int write_formatted(int fd, int flag, const char *pattern, va_list arguments) {
+    char small[1024];
+    va_list again;
+    va_copy(again, arguments);
+    int count = format_into(small, sizeof small, flag, pattern, arguments), result = count;
+    if (count > 0 && count < (int)sizeof small) {
+        if (write_all(fd, small, (size_t)count) != 0) result = -1;
+    } else if (count > 0) {
+        size_t room = (size_t)count + 1;
+        long place = result_of(CALL(mmap, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        char *text = (char *)place;
+        if (place == -1) {
+            result = -1;
+        } else {
+            // (A text that another thread changes may have another length now.)
+            result = format_into(text, room, flag, pattern, again);
+            if (result > count) result = count;
+            if (result > 0 && write_all(fd, text, (size_t)result) != 0) result = -1;
+            int error = errno;
+            CALL(munmap, text, room, 0, 0, 0, 0);
+            errno = error;
+        }
+    }
+    va_end(again);
+    return result;
+}
 
 __attribute__((visibility("default"))) int vdprintf(int fd, const char *format, va_list arguments) {
-    ss_before_formatted_write(fd);
-    return ss_real.vdprintf(fd, format, arguments);
+    return ss_is_tracked(fd) ? write_formatted(fd, NO_FLAG, format, arguments) : ss_real.vdprintf(fd, format, arguments);
 }
 __attribute__((visibility("default"))) int __vdprintf_chk(int fd, int flag, const char *format, va_list arguments) {
-    ss_before_formatted_write(fd);
-    return ss_real.__vdprintf_chk(fd, flag, format, arguments);
+    return ss_is_tracked(fd) ? write_formatted(fd, flag, format, arguments) : ss_real.__vdprintf_chk(fd, flag, format, arguments);
 }
 __attribute__((visibility("default"))) int dprintf(int fd, const char *format, ...) {
     va_list arguments;
@@ -346,8 +418,25 @@ __attribute__((visibility("default"))) int __dprintf_chk(int fd, int flag, const
     va_end(arguments);
     return result;
 }
+/// Line by line: a pipe has room for each. Without allocating, since who calls this has often just crashed. 0, or -1: no pipe.
+static int write_backtrace(void *const *addresses, int count, int fd) {
+    int ends[2];
+    if (CALL(pipe2, ends, O_CLOEXEC | O_NONBLOCK, 0, 0, 0, 0) != 0) return -1;
+    int result = 0;
+    for (int i = 0; i < count && result == 0; i++) {
+        ss_real.backtrace_symbols_fd(addresses + i, 1, ends[1]);
+        char text[1024];
+        long part;
+        while (result == 0 && (part = CALL(read, ends[0], text, sizeof text, 0, 0, 0)) > 0) result = write_all(fd, text, (size_t)part);
+    }
+    CALL(close, ends[0], 0, 0, 0, 0, 0);
+    CALL(close, ends[1], 0, 0, 0, 0, 0);
+    return 0;
+}
+
 __attribute__((visibility("default"))) void backtrace_symbols_fd(void *const *addresses, int count, int fd) {
-    ss_before_formatted_write(fd);
+    if (ss_is_tracked(fd) && write_backtrace(addresses, count, fd) == 0) return;
+    ss_before_direct_write(fd);
     ss_real.backtrace_symbols_fd(addresses, count, fd);
 }
 __attribute__((visibility("default"))) void __backtrace_symbols_fd(void *const *addresses, int count, int fd) {

@@ -188,35 +188,45 @@ static void end_sleep(ucontext_t *context) {
     if (at >= (uintptr_t)ss_sleep_begin && at <= (uintptr_t)ss_sleep_call) *instruction = (__typeof__(*instruction))(uintptr_t)ss_sleep_interrupted;
 }
 
-// Everything that a section may hold back is held back in here, whatever the program's action says: until its handler is
-// called, which finds the mask that the kernel would have made.
+static uint64_t hold_all(void) {
+    uint64_t all = deferrable(), before = 0;
+    ss_sys_sigprocmask(SIG_BLOCK, &all, &before);
+    return before;
+}
+
+// Entered with the very mask that the program's handler is to find: in a wait with a mask of its own (sigsuspend, ppoll) only the
+// kernel knows it. So another signal may come right at the beginning, and find the section as this one does.
 static void on_signal(int signal, siginfo_t *info, void *context) {
     int error = errno;
     struct ss_section *section = &ss_section;
     struct action action = recall(signal);
     uint32_t kind = action.flags & SA_RESTART ? SS_HANDLER_RESTARTS : SS_HANDLER_INTERRUPTS;
-    uint64_t *interrupted = mask_of(&((ucontext_t *)context)->uc_sigmask);
-    // (Where no more signals can be queued it is better called in the middle of something than never.)
-    if (section->depth > 0 && send_again(signal, info) == 0) {
-        if (section->waiting == 0) section->mask = *interrupted;
-        section->waiting |= kind;
-        *interrupted |= deferrable();
-        end_sleep(context);
-        errno = error;
-        return;
+    if (section->depth > 0) {
+        uint64_t mask = hold_all();
+        // (Where no more signals can be queued it is better called in the middle of something than never.)
+        if (send_again(signal, info) == 0) {
+            uint64_t *interrupted = mask_of(&((ucontext_t *)context)->uc_sigmask);
+            // (One that came at the beginning has been put off, but knew only the mask in here.)
+            if (section->waiting == 0 || ~*interrupted & deferrable()) section->mask = *interrupted;
+            section->waiting |= kind;
+            *interrupted |= deferrable();
+            end_sleep(context);
+            errno = error;
+            return;
+        }
+        ss_sys_sigprocmask(SIG_SETMASK, &mask, NULL);
     }
     if (action.flags & SA_RESETHAND) {
+        uint64_t mask = hold_all();
         if (__atomic_exchange_n(&programs[signal].spent, 1, __ATOMIC_RELAXED) != 0) {
             send_again(signal, info);  // to what the first one has left
             errno = error;
             return;
         }
         reset(signal, &action);
+        ss_sys_sigprocmask(SIG_SETMASK, &mask, NULL);
     }
-    uint64_t mask = *interrupted | action.mask;
-    if (!(action.flags & SA_NODEFER)) mask |= bit_of(signal);
     uint32_t ran = section->ran;
-    ss_sys_sigprocmask(SIG_SETMASK, &mask, NULL);
     errno = error;
     // (A handler without SA_SIGINFO does not look at what it is given besides.)
     action.handler(signal, info, context);
@@ -227,8 +237,7 @@ static int put_in_force(int signal, const struct sigaction *action) {
     if (action->sa_handler == SIG_DFL || action->sa_handler == SIG_IGN) return __sigaction(signal, action, NULL);
     struct sigaction ours = *action;
     ours.sa_sigaction = on_signal;
-    ours.sa_flags = (ours.sa_flags | SA_SIGINFO) & ~(int)(SA_RESETHAND | SA_NODEFER);
-    *mask_of(&ours.sa_mask) |= deferrable();
+    ours.sa_flags = (ours.sa_flags | SA_SIGINFO) & ~(int)SA_RESETHAND;
     struct action before = recall(signal);
     remember(signal, short_form(action));
     int result = __sigaction(signal, &ours, NULL);

@@ -17,7 +17,8 @@ func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry(fd) == 
 // MARK: stdio
 
 @c(fdopen) public func interposedFdopen(_ fd: Int32, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
-    if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd, reads: readsStream(mode), mayRefuse: false) }
+    // Where the kernel's stream would not be all of it, what the stream reads and writes goes through the switch.
+    if descriptorEntry(fd) != 0, !keepOnTCP(fd, reads: readsStream(mode), mayRefuse: false) { return ss_open_stream(fd, mode) }
     return ss_real.fdopen(fd, mode)
 }
 
@@ -76,8 +77,11 @@ private func endTracked(_ fd: Int32, _ stream: UnsafeMutableRawPointer?) -> Int3
     return ss_real.freopen64(path, mode, stream)
 }
 
-/// dprintf and its relatives, which C forwards here: libc writes by itself. Before that call the socket goes to TCP.
-@c(ss_before_formatted_write) public func beforeFormattedWrite(_ fd: Int32) {
+/// For dprintf and its relatives, which are written in C.
+@c(ss_is_tracked) public func isTracked(_ fd: Int32) -> Int32 { descriptorEntry(fd) != 0 ? 1 : 0 }
+
+/// libc writes by itself now: before that the socket goes to TCP.
+@c(ss_before_direct_write) public func beforeDirectWrite(_ fd: Int32) {
     if descriptorEntry(fd) != 0 { _ = keepOnTCP(fd) }
 }
 

@@ -345,8 +345,11 @@ extension Session {
 
     // MARK: sendfile
 
-    /// Like sendfile(2): file contents are read straight into the ring (WSD-S5).
-    package func sendFile(_ fd: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int) -> Int {
+    /// Like sendfile(2): file contents are read straight into the ring (WSD-S5). `byKernel`: once the stream is on TCP, the kernel's
+    /// own call copies; the caller has asked for that.
+    package func sendFile(
+        _ fd: Int32, _ input: Int32, _ offset: UnsafeMutablePointer<Int64>?, _ count: Int, byKernel: Bool = false
+    ) -> Int {
         let count = min(count, MessageCursor.maximumBytes)
         var position = Int64(0)
         if let offset {
@@ -368,8 +371,15 @@ extension Session {
                 let takesPart = isOpen && isInService
                 // Asked afterwards: a hand-over makes the socket plain without the lock.
                 let isPlain = isOpen && !takesPart && !isDual
-                result = takesPart ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
+                // It goes on for what is still to be received; nobody sends but over TCP any more.
+                let isKernels = takesPart && byKernel && sendsPastRing
+                result = takesPart && !isKernels ? trySendFile(fd, input, position, count &- done) : -Int(EBADF)
                 slot.sendLock.unlock()
+                if isKernels {
+                    var at = position
+                    result = wait.outside { ss_sys_sendfile(fd, input, &at, count &- done) }
+                    noteSentOnTCP(result)
+                }
                 if isPlain {
                     // The session has ended under this call.
                     guard let ticket = slot.enterPlain(slot.plainWriters) else { continue }

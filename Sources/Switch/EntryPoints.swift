@@ -290,8 +290,8 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
     guard let index = socketIndex(out) else { return ownOr(out) { ss_sys_sendfile(out, input, offset, count) } }
     let session = sessionOf(index)
     if count < 0 { return -Int(EINVAL) }
-    // What is no file the kernel reads, or refuses, in ways of its own.
-    if session.isDual, !isRegularFile(input) { _ = switchHandOver(out, .unsupportedOption) }
+    let goesByKernel = session.isDual && !mayBeRead(input)
+    if goesByKernel { _ = switchHandOver(out, .unsupportedOption) }
     if !session.isDual, !movesEagerly(out, index) {
         if let ticket = session.slot.enterPlain(session.slot.plainWriters) {
             let result = ss_sys_sendfile(out, input, offset, count)
@@ -299,15 +299,18 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
             return result
         }
     }
-    let result = session.sendFile(out, input, offset, count)
+    let result = session.sendFile(out, input, offset, count, byKernel: goesByKernel)
     if result != count { readinessNoteFull(index) }
     beginAnewIfLeft(index, session.slot)
     return result
 }
 
-private func isRegularFile(_ fd: Int32) -> Bool {
+/// Whether sendfile may read it into the ring. What is no file the kernel takes, or refuses, in ways of its own; one that was
+/// opened with O_DIRECT only the kernel reads into any place.
+private func mayBeRead(_ fd: Int32) -> Bool {
     var status = stat()
-    return ss_sys_fstat(fd, &status) == 0 && UInt32(status.st_mode) & UInt32(S_IFMT) == UInt32(S_IFREG)
+    guard ss_sys_fstat(fd, &status) == 0, UInt32(status.st_mode) & UInt32(S_IFMT) == UInt32(S_IFREG) else { return false }
+    return ss_sys_fcntl(fd, Int32(F_GETFL), 0) & Int(O_DIRECT) == 0
 }
 
 /// One of the library's own descriptors does not exist for the program.

@@ -105,7 +105,8 @@ struct Run: ParsableCommand {
         if let upgrade { setenv("SOCKSWITCH_UPGRADE", upgrade.rawValue, 1) }
         let preloaded = environmentValue("LD_PRELOAD") ?? ""
         let others = preloaded.split(whereSeparator: { $0 == ":" || $0 == " " }).filter { !$0.hasSuffix("/libsockswitch.so") }
-        setenv("LD_PRELOAD", ([Substring(library)] + others).joined(separator: ":"), 1)
+        // The last one: whoever else takes libc's names (a sanitizer, libjsig) calls on to the switch, as it would to libc.
+        setenv("LD_PRELOAD", (others + [Substring(library)]).joined(separator: ":"), 1)
 
         if let file = ProgramFile.find(name, searchPath: environmentValue("PATH")), let obstacle = ProgramFile.obstacle(file) {
             warn("\(name) \(obstacle)")

@@ -115,6 +115,15 @@ class Calls(Case):
         if not settings.plain:
             self.assertEqual(plain.output, self.run_program([program]).output)
 
+    def test_beside_a_library_that_chains_handlers(self):
+        """libjsig's way: it takes sigaction, and calls on; what a program sees of its actions is as without the switch."""
+        library, program = self.compile("chains", "-shared", "-fPIC"), self.compile("signal-actions")
+        environment = {"LD_PRELOAD": library}
+        plain = self.run_program([program], False, environment={"PLAIN": "1", **environment})
+        self.assertRegex(plain.output, r"(?m)^chained 10: \d+$")
+        if not settings.plain:
+            self.assertEqual(plain.output, self.run_program([program], environment=environment).output)
+
     def test_closed_by_another_thread(self):
         self.on_both_carriers("closed")
 

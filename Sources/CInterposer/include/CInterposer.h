@@ -199,6 +199,9 @@ void ss_register_quick_exit_hook(void (*hook)(void)) __attribute__((visibility("
 int ss_descriptor_of_stream(SS_P stream) __attribute__((visibility("hidden")));
 int ss_flush_stream(SS_P stream) __attribute__((visibility("hidden")));
 
+/// fdopen of a stream that reads, writes and closes by the library's own calls. (It knows no wide characters.)
+SS_P ss_open_stream(int fd, const char *_Nullable mode) __attribute__((visibility("hidden")));
+
 /// pthread_atfork with the hooks of `ss_process_hooks`.
 void ss_register_fork_hooks(void) __attribute__((visibility("hidden")));
 

@@ -1,5 +1,5 @@
 // Numbers and options that change beside the switch: descriptors that a forked child has not, children on their parent's memory,
-// listeners whose options are inherited, sockets as standard streams, and what is left of a time-out.
+// listeners whose options are inherited, sockets as standard streams, what is left of a time-out, and what libc writes by itself.
 #include "carriers.h"
 #include <netinet/in.h>
 
@@ -192,6 +192,124 @@ static void time_that_is_left(void) {
     close_ends(e);
 }
 
+// What libc writes follows what the peer has given back and not taken yet; and a stream finds what lies unread, whoever else has
+// the socket.
+
+static char taken[1 << 21];
+
+/// Takes everything, late: 1 when it was the filling, and behind it the text.
+static void *takes_late(void *argument) {
+    int fd = ((struct ends *)argument)->server;
+    usleep(1500000);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &(int){1 << 20}, sizeof(int));
+    setsockopt(((struct ends *)argument)->client, SOL_SOCKET, SO_SNDBUF, &(int){1 << 20}, sizeof(int));
+    size_t sum = 0;
+    for (ssize_t part; sum < sizeof taken && (part = read(fd, taken + sum, sizeof taken - sum)) > 0;) sum += part;
+    size_t filling = 0;
+    while (filling < sum && taken[filling] == 'x') filling++;
+    return (void *)(long)(sum - filling == 9 && !memcmp(taken + filling, "the text\n", 9));
+}
+
+static void order_behind_what_is_given_back(void) {
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        memset(bytes, 'x', sizeof bytes);
+        setsockopt(e.server, SOL_SOCKET, SO_RCVBUF, &(int){4096}, sizeof(int));
+        for (int i = 0; i < 30 && send(e.client, bytes, sizeof bytes, MSG_DONTWAIT) > 0; i++) {}
+        setsockopt(e.client, SOL_SOCKET, SO_SNDBUF, &(int){4096}, sizeof(int));
+        setsockopt(e.server, SOL_SOCKET, SO_RCVLOWAT, &(int){2}, sizeof(int));
+        pthread_t thread;
+        pthread_create(&thread, NULL, takes_late, &e);
+        if (way == 0) {
+            SHOW(dprintf(e.client, "%s %s\n", "the", "text"));
+        } else if (way == 1) {
+            FILE *stream = fdopen(e.client, "w");
+            SHOW(fileno(stream) == e.client);
+            SHOW(fprintf(stream, "the text\n"));
+            SHOW(fseek(stream, 0, SEEK_SET));
+            SHOW(fflush(stream));
+            SHOW(shutdown(fileno(stream), SHUT_WR));
+            SHOW(fclose(stream));
+        } else {
+            int file = memfd_create("text", 0);
+            SHOW(write(file, "the text\n", 9));
+            off_t at = 0;
+            SHOW(sendfile(e.client, file, &at, 9));
+            close(file);
+        }
+        if (way != 1) close(e.client);
+        void *right;
+        pthread_join(thread, &right);
+        SHOW(right);
+        close(e.server);
+    }
+}
+
+static void dprintf_stays(void) {
+    struct ends e = make_ends();
+    uint64_t before = tcp_bytes(e.client);
+    SHOW(dprintf(e.client, "%d%n", 42, &(int){0}));
+    SHOW(recv(e.server, bytes, 100, 0));
+    if (moves && carrier == 1 && tcp_bytes(e.client) != before) fail("dprintf went over TCP");
+    SHOW(dprintf(e.client, ""));
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(dprintf(e.client, "x"));
+    close_ends(e);
+}
+
+static void streams_beside_a_child(void) {
+    for (int way = 0; way < 2; way++) {
+        struct ends e = make_ends();
+        int rest[2];
+        pipe(rest);
+        int child = fork();
+        if (!child) {
+            close(rest[1]);
+            read(rest[0], bytes, 1);
+            _exit(0);
+        }
+        close(rest[0]);
+        SHOW(write(e.client, "one line\nand more", 17));
+        SHOW(shutdown(e.client, SHUT_WR));
+        usleep(2000);
+        FILE *stream = fdopen(e.server, way ? "r" : "r+");
+        char line[32] = "";
+        SHOW(fgets(line, sizeof line, stream) == line);
+        say("%s", line);
+        SHOW(fread(line, 1, 10, stream));
+        SHOW(feof(stream) != 0);
+        SHOW(ferror(stream));
+        if (!way) SHOW(fprintf(stream, "answer"));
+        SHOW(fclose(stream));
+        SHOW(fcntl(e.server, F_GETFD));
+        if (!way) SHOW(recv(e.client, bytes, 6, MSG_WAITALL));
+        close(rest[1]);
+        while (wait(NULL) < 0) {}
+        SHOW(recv(e.client, bytes, 6, 0));
+        close(e.client);
+    }
+}
+
+// A file that only aligned memory is read from.
+static void file_without_a_cache(void) {
+    struct ends e = make_ends();
+    int file = open("/proc/self/exe", O_RDONLY | O_DIRECT);
+    if (file < 0) {
+        printf("no file opens with O_DIRECT here: %s\n", strerrorname_np(errno));
+    } else {
+        off_t at = 0;
+        setsockopt(e.server, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){2}, sizeof(struct timeval));
+        SHOW(sendfile(e.client, file, &at, 4096));
+        SHOW(at);
+        SHOW(recv(e.server, bytes, 4096, MSG_WAITALL));
+        SHOW(memcmp(bytes, "\177ELF", 4));
+        SHOW(sendfile(e.client, file, NULL, 512));
+        SHOW(recv(e.server, bytes, 512, MSG_DONTWAIT));
+        close(file);
+    }
+    close_ends(e);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -201,6 +319,10 @@ int main(int count, char **arguments) {
     CASE(socket_as_standard_input);
     CASE(too_many_bytes);
     CASE(time_that_is_left);
+    CASE(order_behind_what_is_given_back);
+    CASE(dprintf_stays);
+    CASE(streams_beside_a_child);
+    CASE(file_without_a_cache);
     printf("%d different\n", failures);
     return failures != 0;
 }

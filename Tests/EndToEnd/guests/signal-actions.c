@@ -184,5 +184,28 @@ int main(void) {
         sigprocmask(SIG_SETMASK, NULL, &mask);
         show_mask("mask", &mask);
     }
+
+    // Handlers that are entered from there find the mask of the wait, and their own.
+    sigaddset(&usr1, SIGURG);
+    sigaddset(&usr1, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &usr1, NULL);
+    static const int masks[] = {0, SA_NODEFER, SA_RESETHAND};
+    for (unsigned i = 0; i < 15; i++) {
+        struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | masks[i / 5]};
+        sigaddset(&action.sa_mask, SIGUSR2);
+        sigaction(SIGUSR1, &action, NULL);
+        fd_set readable;
+        FD_ZERO(&readable);
+        FD_SET(ends.client, &readable);
+        raised = 3;
+        raise(SIGUSR1);
+        errno = 0;
+        int way = i % 5;
+        int result = way == 0 ? ppoll(&(struct pollfd){ends.client, POLLIN, 0}, 1, NULL, &none)
+            : way == 1 ? epoll_pwait(set, &event, 1, -1, &none)
+            : way == 2 ? pselect(ends.client + 1, &readable, NULL, NULL, NULL, &none)
+            : way == 3 ? sigsuspend(&none) : ppoll(NULL, 0, NULL, &none);
+        printf("wait %d %d\n", result, errno);
+    }
     return 0;
 }
