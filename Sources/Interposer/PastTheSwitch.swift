@@ -7,9 +7,7 @@ import CSocketSwitch
 /// Whether the kernel alone has the socket's stream from now on. (False: bytes that only the companion has are unread, and
 /// nobody is there to send them again.)
 @inline(never)
-func keepOnTCP(_ fd: Int32, reads: Bool = false, mayRefuse: Bool = true) -> Bool {
-    switchKeepsOnTCP(fd, reads: reads, mayRefuse: mayRefuse)
-}
+func keepOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { switchKeepsOnTCP(fd, reads: reads) }
 
 @inline(__always)
 func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry(fd) == 0 || keepOnTCP(fd, reads: reads) }
@@ -18,7 +16,9 @@ func isOnTCP(_ fd: Int32, reads: Bool = false) -> Bool { descriptorEntry(fd) == 
 
 @c(fdopen) public func interposedFdopen(_ fd: Int32, _ mode: UnsafePointer<CChar>?) -> UnsafeMutableRawPointer? {
     // Where the kernel's stream would not be all of it, what the stream reads and writes goes through the switch.
-    if descriptorEntry(fd) != 0, !keepOnTCP(fd, reads: readsStream(mode), mayRefuse: false) { return ss_open_stream(fd, mode) }
+    if descriptorEntry(fd) != 0, !(readsStream(mode) ? switchHandOver(fd, .unsupportedOption) : keepOnTCP(fd)) {
+        return ss_open_stream(fd, mode)
+    }
     return ss_real.fdopen(fd, mode)
 }
 

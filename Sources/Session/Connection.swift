@@ -28,6 +28,8 @@ package struct Connection {
     package var tcpEvents: UInt64 = 0
     /// Threads of this process that sleep in a receive or a send, on the doorbell and under a number of the socket.
     package var sleepingCalls: UInt64 = 0
+    /// The thread that puts another connection in this one's place; 0 = none.
+    package var replacer: UInt64 = 0
     /// Adaptive waiting: what spinning may cost now, nanoseconds.
     package var receiveSpinNanoseconds: UInt32 = 0
     package var sendSpinNanoseconds: UInt32 = 0
@@ -118,9 +120,10 @@ package struct Connection {
         package static var lastEndCheck: Int { 32 }
         package static var tcpEvents: Int { 40 }
         package static var sleepingCalls: Int { 48 }
-        package static var receiveSpinNanoseconds: Int { 56 }
-        package static var sendSpinNanoseconds: Int { 60 }
-        package static var descriptorCount: Int { 72 }
+        package static var replacer: Int { 56 }
+        package static var receiveSpinNanoseconds: Int { 64 }
+        package static var sendSpinNanoseconds: Int { 68 }
+        package static var descriptorCount: Int { 80 }
     }
 }
 

@@ -133,6 +133,9 @@ extension Session {
     /// Threads of this process that sleep in a receive or a send.
     var sleepingCalls: Word { word(Connection.Offsets.sleepingCalls) }
 
+    @inline(__always)
+    var replacer: Word { word(Connection.Offsets.replacer) }
+
     /// A number of the socket is about to be closed: whoever sleeps in a call begins anew. The kernel looks at what woke a
     /// poll by the numbers in its list, and this one may be another connection's by then.
     package func wakeSleepingCalls() {

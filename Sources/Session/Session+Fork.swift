@@ -11,6 +11,7 @@ extension Session {
         watchers.store(0)
         doorbellSleepers.store(0)
         sleepingCalls.store(0)
+        replacer.store(0)
     }
 
     /// In a forked child: the session that the parent is setting up is none of ours, and what it exposed is the parent's.

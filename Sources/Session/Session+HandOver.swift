@@ -126,6 +126,35 @@ extension Session {
         return state == TCPState.established || state == TCPState.closeWait
     }
 
+    /// From now on this thread alone receives: others wait until another connection stands for this one, or until `endReplacing`.
+    /// False: it must not be replaced, or a call is under way.
+    package func beginReplacing(_ fd: Int32) -> Bool {
+        guard slot.receiveLock.lock() == .acquired else { return false }
+        let isFirst = replacer.load() == 0
+        if isFirst {
+            replacer.store(UInt64(UInt32(bitPattern: ss_thread_id())))
+            slot.flags.setBits(Slot.Flags.replacing)
+        }
+        slot.receiveLock.unlock()
+        if isFirst, !mayBeReplaced(fd) { endReplacing() }
+        return isFirst && replacer.load() != 0
+    }
+
+    package func endReplacing() {
+        slot.flags.clearBits(Slot.Flags.replacing)
+        replacer.store(0)
+    }
+
+    /// Another thread has begun to replace it. (The flag alone is every process's.)
+    @inline(__always)
+    var isReplacedByAnother: Bool { has(Slot.Flags.replacing) && isReplacersAnother }
+
+    @inline(never)
+    private var isReplacersAnother: Bool {
+        let replacer = replacer.load()
+        return replacer != 0 && replacer != UInt64(UInt32(bitPattern: ss_thread_id()))
+    }
+
     /// An urgent byte, or its mark, may lie ahead of the reader.
     package func mayHaveMark(_ fd: Int32) -> Bool {
         has(Slot.Flags.urgentTaken) || Session.kernelEvents(fd, EPOLLPRI.rawValue) & EPOLLPRI.rawValue != 0

@@ -28,6 +28,10 @@ extension Session {
             var result = -Int(EBADF)
             if !stands(wait.generation) {
                 // Closed by another thread.
+            } else if isReplacedByAnother {
+                slot.receiveLock.unlock()
+                _ = ss_sys_sched_yield()
+                continue
             } else if isInService {
                 result = tryReceive(fd, message, &cursor, flags, goesOn: done > 0)
                 if result == -Int(EAGAIN) { servePeer() }
@@ -158,7 +162,7 @@ extension Session {
     private func receiveQuickly(_ buffer: UnsafeMutableRawPointer, _ count: Int) -> Int {
         let followed = slot.receiveCuts.loadRelaxed()
         guard followed & 1 == 1, connection.pointee.writer == nil, !wantsTCP,
-            slot.flags.loadRelaxed() & Slot.Flags.broken == 0
+            slot.flags.loadRelaxed() & (Slot.Flags.broken | Slot.Flags.replacing) == 0
         else { return 0 }
         giveSenderTime()
         let position = slot.receivePosition.loadRelaxed()

@@ -67,6 +67,8 @@ package struct Slot {
         package static var urgentTaken: UInt64 { 1 << 18 }
         /// A listener has an option whose effect only the kernel's own stream has, and what it accepts inherits it.
         package static var acceptsOnTCP: UInt64 { 1 << 19 }
+        /// Another connection is about to stand for this one: see `Session.beginReplacing`.
+        package static var replacing: UInt64 { 1 << 20 }
     }
 
     // Line 0: identity.

@@ -203,6 +203,7 @@ package func switchSend(_ fd: Int32, _ buffer: UnsafeRawPointer?, _ count: Int, 
     }
     if isBorrowersFile(fd, index) { return ss_sys_sendto(fd, buffer, count, flags) }
     let result = session.send(fd, buffer, count, flags)
+    if result == -Int(EBADF), standsAnother(fd) { return switchSend(fd, buffer, count, flags) }
     if result != count { readinessNoteFull(index) }
     beginAnewIfLeft(index, session.slot)
     return result
@@ -221,6 +222,7 @@ package func switchReceive(_ fd: Int32, _ buffer: UnsafeMutableRawPointer?, _ co
     }
     if isBorrowersFile(fd, index) { return ss_sys_recvfrom(fd, buffer, count, flags) }
     let result = session.receive(fd, buffer, count, flags)
+    if result == -Int(EBADF), standsAnother(fd) { return switchReceive(fd, buffer, count, flags) }
     if session.has(Slot.Flags.owesHandOver) { handOverAgain(fd, session) }
     beginAnewIfLeft(index, session.slot)
     return result
@@ -240,6 +242,7 @@ package func switchSendMessage(_ fd: Int32, _ message: UnsafePointer<msghdr>, _ 
     }
     if isBorrowersFile(fd, index) { return ss_sys_sendmsg(fd, message, flags) }
     let result = session.send(fd, message, flags)
+    if result == -Int(EBADF), standsAnother(fd) { return switchSendMessage(fd, message, flags) }
     readinessNoteSent(index, message, result)
     beginAnewIfLeft(index, session.slot)
     return result
@@ -258,6 +261,7 @@ package func switchReceiveMessage(_ fd: Int32, _ message: UnsafeMutablePointer<m
     }
     if isBorrowersFile(fd, index) { return ss_sys_recvmsg(fd, message, flags) }
     let result = session.receive(fd, message, flags)
+    if result == -Int(EBADF), standsAnother(fd) { return switchReceiveMessage(fd, message, flags) }
     if session.has(Slot.Flags.owesHandOver) { handOverAgain(fd, session) }
     beginAnewIfLeft(index, session.slot)
     return result
@@ -300,6 +304,7 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
         }
     }
     let result = session.sendFile(out, input, offset, count, byKernel: goesByKernel)
+    if result == -Int(EBADF), standsAnother(out) { return switchSendFile(out, input, offset, count) }
     if result != count { readinessNoteFull(index) }
     beginAnewIfLeft(index, session.slot)
     return result

@@ -56,6 +56,7 @@ package func switchAfterForkInChild() {
     let state = privateState
     let isPrepared = ss_note_fork(0) != 0
     state.pointee.pid = Int32(ss_sys_getpid())
+    replacementsUnderWay.store(0)
     ss_begin_copied_memory()
     guard switchIsActive, let memory = state.pointee.arena else { return }
     guard isPrepared else {

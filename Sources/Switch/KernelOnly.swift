@@ -26,13 +26,39 @@ package func switchRingIsMade() {
 private func readsOnTCP(_ fd: Int32, _ reason: Reason, _ deadline: inout UInt64, mayRefuse: Bool) -> Bool {
     if switchHandOver(fd, reason) { return true }
     guard let index = socketIndex(fd), !isForeignChild(), !isWaitedFor(index), sessionOf(index).mayBeReplaced(fd),
-        !mayRefuse || !sessionOf(index).mayHaveMark(fd), isSoonAlone(index, &deadline), sessionOf(index).mayBeReplaced(fd)
+        !mayRefuse || !sessionOf(index).mayHaveMark(fd), isSoonAlone(index, &deadline)
     else { return false }
-    let kind = sessionOf(index).slot.kind.load()
-    // (It may have gone back to TCP in the attempt.)
-    guard leaveRemainder(fd, index, mayTake: { true }) else { return !sessionOf(index).isDual }
+    return replace(fd, index) || switchHandOver(fd, reason)
+}
+
+/// Other threads may be about to use the socket: what they read waits until it is decided, and what they have begun by then begins
+/// anew (`standsAnother`).
+private func replace(_ fd: Int32, _ index: Int) -> Bool {
+    let session = sessionOf(index)
+    ss_enter_section()
+    defer { ss_leave_section() }
+    guard session.beginReplacing(fd) else { return false }
+    replacementsUnderWay.add(1)
+    defer { replacementsUnderWay.subtract(1) }
+    let kind = session.slot.kind.load()
+    guard leaveRemainder(fd, index, mayTake: { true }) else {
+        session.endReplacing()
+        return false
+    }
+    replacements.add(1)
     trackOnTCP(fd, kind: kind)
     return true
+}
+
+/// A call has found its socket closed: whether another connection has taken its place, under the same number.
+@inline(never)
+func standsAnother(_ fd: Int32) -> Bool {
+    guard replacements.load() != 0 || replacementsUnderWay.load() != 0, !isForeignChild() else { return false }
+    while replacementsUnderWay.load() != 0 { _ = ss_sys_sched_yield() }
+    var status = stat()
+    guard ss_sys_fstat(fd, &status) == 0, UInt32(status.st_mode) & UInt32(S_IFMT) == UInt32(S_IFSOCK) else { return false }
+    guard let index = socketIndex(fd) else { return true }
+    return !sessionOf(index).isDual
 }
 
 /// liburing is about to submit what `ring` (its `struct io_uring`, whose layout is part of its ABI) has: if that is anything but
@@ -109,10 +135,13 @@ package func switchHandOver(_ fd: Int32, _ reason: Reason = .handedOver, leaves:
         return false
     }
     session.slot.flags.clearBits(Slot.Flags.owesHandOver)
-    session.slot.mode.storeSequential(Slot.Mode.plain)
-    if session.slot.holders.load() > 1 { tellRelatives() }
-    session.ringOurselves()
-    readinessBecamePlain(index)
+    // (While it is being replaced others must not read what TCP has.)
+    if !session.has(Slot.Flags.replacing) {
+        session.slot.mode.storeSequential(Slot.Mode.plain)
+        if session.slot.holders.load() > 1 { tellRelatives() }
+        session.ringOurselves()
+        readinessBecamePlain(index)
+    }
     // A peer in this process may be this very thread.
     if session.connection.pointee.peerIsHere { serveOtherEnd(of: session.slot) } else { session.awaitRewound(fd) }
     return true
@@ -126,11 +155,11 @@ func handOverAgain(_ fd: Int32, _ session: Session) {
     _ = switchHandOver(fd, Reason(rawValue: session.slot.reason.load()) ?? .handedOver)
 }
 
-/// The program is about to use the descriptor by a call that reaches the kernel past the switch (fdopen, splice).
+/// The program is about to use the descriptor by a call that reaches the kernel past the switch (splice, aio).
 /// False: not now, and data would be missed by one who `reads`, or overtake others. One who writes needs the way out alone.
-package func switchKeepsOnTCP(_ fd: Int32, reads: Bool = false, mayRefuse: Bool = true) -> Bool {
+package func switchKeepsOnTCP(_ fd: Int32, reads: Bool = false) -> Bool {
     var deadline: UInt64 = 0
-    if reads { return readsOnTCP(fd, .unsupportedOption, &deadline, mayRefuse: mayRefuse) }
+    if reads { return readsOnTCP(fd, .unsupportedOption, &deadline, mayRefuse: true) }
     if switchHandOver(fd, .unsupportedOption) { return true }
     guard let index = socketIndex(fd) else { return true }
     return sessionOf(index).sendsPastRing

@@ -8,7 +8,7 @@ import StreamRing
 /// The switch's process-private state, in zero-initialised storage of the C shim (a Swift global with an initialiser
 /// would be lazy, and lazy globals deadlock on re-entry and across fork). A forked child starts with a copy.
 package struct PrivateState {
-    /// `StartState`. This and the next four are atomic and reached by address, so they come first.
+    /// `StartState`. This and the next six are atomic and reached by address, so they come first.
     package var startState: UInt32
     /// Lock of the list of pending companions: 0, or the thread that holds it.
     package var pendingLock: UInt32
@@ -16,6 +16,9 @@ package struct PrivateState {
     package var readiness: UnsafeMutableRawPointer?
     package var firstPendingSlot: UInt32
     package var trackedDescriptors: UInt32
+    /// Connections that stand for others: being made, and made so far.
+    package var replacementsUnderWay: UInt32
+    package var replacements: UInt32
     /// The family's arena; nil before the first stream socket.
     package var arena: UnsafeMutableRawPointer?
     package var arenaDescriptor: Int32
@@ -85,6 +88,14 @@ var firstPending: HalfWord { HalfWord(UnsafeMutableRawPointer(privateState), Mem
 /// Descriptors at and above it were never tracked.
 @inline(__always)
 var highestDescriptor: HalfWord { HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.trackedDescriptorsOffset) }
+
+@inline(__always)
+var replacementsUnderWay: HalfWord {
+    HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.replacementsUnderWayOffset)
+}
+
+@inline(__always)
+var replacements: HalfWord { HalfWord(UnsafeMutableRawPointer(privateState), MemoryLayout<PrivateState>.replacementsOffset) }
 
 /// The session of the socket with slot `index`; only for indices that the descriptor table gave.
 @inline(__always)

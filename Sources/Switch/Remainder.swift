@@ -103,22 +103,28 @@ private func replaceAll(_ fd: Int32, _ session: Session, by made: Int32) {
     if session.has(Slot.Flags.writeShutDown) { _ = ss_sys_shutdown(made, Int32(SHUT_WR)) }
     let isForeign = isForeignChild()
     let entry = descriptorEntry(fd)
+    // Calls of other threads that know the number: from its first moment on they find the new connection, or wait for it. So the
+    // old one lives on under another number until its session has ended.
+    let old = session.has(Slot.Flags.replacing) && !isForeign ? withMoreDescriptors { ss_sys_fcntl(fd, F_DUPFD_CLOEXEC, 0) } : -1
+    if old >= 0 { session.connection.pointee.descriptor = Int32(old) }
     // `fd` last: with it the slot ends, and may be another socket's at once.
     while !isForeign {
         let other = otherDescriptor(entry, than: fd)
         if other < 0 { break }
-        put(made, inPlaceOf: other, isForeign)
+        put(made, inPlaceOf: other, isForeign, old)
     }
-    put(made, inPlaceOf: fd, isForeign)
+    put(made, inPlaceOf: fd, isForeign, old)
+    if old >= 0 { _ = ss_sys_close(Int32(old)) }
 }
 
-private func put(_ made: Int32, inPlaceOf fd: Int32, _ isForeign: Bool) {
+private func put(_ made: Int32, inPlaceOf fd: Int32, _ isForeign: Bool, _ old: Int) {
     let flags: Int32 = ss_sys_fcntl(fd, F_GETFD, 0) & 1 == 0 ? 0 : O_CLOEXEC
-    if !isForeign { dropEntry(fd) }
+    if !isForeign, old < 0 { dropEntry(fd) }
     // EBUSY: another thread's open is about to return this number. (Beyond the program's limit the kernel sees no descriptor.)
     var result = 0
     repeat { result = withMoreDescriptors { rawDuplicate(made, fd, flags) } } while result == -Int(EBUSY)
     if result < 0 { Session.reset(fd) }
+    if !isForeign, old >= 0 { dropEntry(fd, socket: Int32(old)) }
 }
 
 /// With as many descriptors as the hard limit allows: the program may have used up its own.

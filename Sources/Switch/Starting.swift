@@ -65,6 +65,8 @@ extension MemoryLayout where T == PrivateState {
     static var readinessOffset: Int { 8 }
     static var firstPendingOffset: Int { 16 }
     static var trackedDescriptorsOffset: Int { 20 }
+    static var replacementsUnderWayOffset: Int { 24 }
+    static var replacementsOffset: Int { 28 }
 }
 
 /// A filter of system calls is in force: it may punish what the library would do.

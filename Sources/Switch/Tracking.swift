@@ -73,6 +73,7 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.watchedAsDual = false
     record.pointee.doorbellSleepers = 0
     record.pointee.sleepingCalls = 0
+    record.pointee.replacer = 0
     record.pointee.receiveSpinNanoseconds = 0
     record.pointee.sendSpinNanoseconds = 0
     record.pointee.lastPeerCheck = 0
@@ -192,8 +193,9 @@ package func switchIsClosedByLibc(_ fd: Int32) {
     if entryKind(descriptorEntry(fd)) != DescriptorKind.own { dropEntry(fd) }
 }
 
-/// Ends what the descriptor means to us; the kernel's close comes after.
-func dropEntry(_ fd: Int32) {
+/// Ends what the descriptor means to us; the kernel's close comes after. `socket`: the number has become another file, and the
+/// socket has this one.
+func dropEntry(_ fd: Int32, socket: Int32 = -1) {
     let entry = descriptorEntry(fd)
     switch entryKind(entry) {
     case DescriptorKind.socket:
@@ -203,7 +205,7 @@ func dropEntry(_ fd: Int32) {
         let record = sessionOf(index).connection
         if Int32(bitPattern: sessionOf(index).descriptorCount.subtract(1)) <= 0 {
             // (It has none when the number is another file already.)
-            endSocket(record.pointee.descriptor < 0 ? -1 : fd, index)
+            endSocket(socket >= 0 ? socket : record.pointee.descriptor < 0 ? -1 : fd, index)
         } else {
             if record.pointee.descriptor == fd { record.pointee.descriptor = otherDescriptor(entry, than: fd) }
             sessionOf(index).wakeSleepingCalls()

@@ -55,6 +55,7 @@ extension SessionTests {
             #expect(MemoryLayout<Connection>.offset(of: \.doorbellSleepers) == Connection.Offsets.doorbellSleepers)
             #expect(MemoryLayout<Connection>.offset(of: \.lastEndCheck) == Connection.Offsets.lastEndCheck)
             #expect(MemoryLayout<Connection>.offset(of: \.tcpEvents) == Connection.Offsets.tcpEvents)
+            #expect(MemoryLayout<Connection>.offset(of: \.replacer) == Connection.Offsets.replacer)
             #expect(MemoryLayout<Connection>.offset(of: \.sleepingCalls) == Connection.Offsets.sleepingCalls)
             #expect(MemoryLayout<Connection>.offset(of: \.receiveSpinNanoseconds) == Connection.Offsets.receiveSpinNanoseconds)
             #expect(MemoryLayout<Connection>.offset(of: \.sendSpinNanoseconds) == Connection.Offsets.sendSpinNanoseconds)

@@ -310,6 +310,87 @@ static void file_without_a_cache(void) {
     close_ends(e);
 }
 
+// Another thread receives while a connection is given to calls past the switch: no byte twice, none lost, no end before it.
+
+static pthread_barrier_t together;
+
+static char many[1 << 16];
+
+struct reader {
+    int fd, way;
+};
+
+static void *reads_all(void *argument) {
+    struct reader *reader = argument;
+    long sum = 0, wrong = 0;
+    char much[700];
+    pthread_barrier_wait(&together);
+    for (volatile int i = reader->way * 137 % 40000; i > 0; i--) {}
+    while (1) {
+        struct pollfd entry = {reader->fd, POLLIN, 0};
+        int polls = reader->way % 5 > 2;
+        if (polls && poll(&entry, 1, 5000) != 1) return (void *)-3000L;
+        ssize_t part = reader->way % 3 ? recv(reader->fd, much, sizeof much, polls ? MSG_DONTWAIT : 0) : read(reader->fd, much, 100);
+        if (part == 0) break;
+        if (part < 0) return (void *)(long)-errno;
+        for (ssize_t i = 0; i < part; i++) wrong += much[i] != (char)((sum + i) % 251);
+        sum += part;
+    }
+    return (void *)(wrong ? -1000 - wrong : sum);
+}
+
+/// What is wrong with one of 64 KiB and an answer: 0 nothing.
+static long received_while(int way, int makes_ring) {
+    struct ends e = make_ends();
+    if (write(e.client, many, sizeof many) != sizeof many) fail("write");
+    if (way % 2) shutdown(e.client, SHUT_WR);
+    else close(e.client);
+    usleep(300);
+    struct reader reader = {e.server, way};
+    pthread_t thread;
+    pthread_create(&thread, NULL, reads_all, &reader);
+    pthread_barrier_wait(&together);
+    FILE *stream = NULL;
+    if (makes_ring) syscall(SYS_io_uring_setup, 1, bytes);
+    else stream = fdopen(e.server, "r+");
+    void *result;
+    pthread_join(thread, &result);
+    long wrong = (long)result == (long)sizeof many ? 0 : (long)result;
+    char byte;
+    if (way % 2 && (write(e.server, "x", 1) != 1 || recv(e.client, &byte, 1, 0) != 1)) wrong = -2000;
+    if (stream) fclose(stream);
+    else close(e.server);
+    if (way % 2) close(e.client);
+    return wrong;
+}
+
+static void received_while_it_changes(void) {
+    for (int i = 0; i < (int)sizeof many; i++) many[i] = (char)(i % 251);
+    pthread_barrier_init(&together, NULL, 2);
+    long wrong = 0, first = 0;
+    for (int way = 0; way < 200; way++) {
+        long result = received_while(way, 0);
+        if (result && wrong++ == 0) first = result;
+    }
+    SHOW(wrong);
+    SHOW(first);
+    // A process that makes a ring does so once.
+    int rights = 0;
+    for (int way = 0; way < 100; way++) {
+        int status;
+        int child = fork();
+        if (!child) {
+            alarm(20);
+            long result = received_while(way, 1);
+            if (result) fprintf(stderr, "way %d: %ld\n", way, result);
+            _exit(result != 0);
+        }
+        while (waitpid(child, &status, 0) < 0) {}
+        rights += status == 0;
+    }
+    SHOW(rights);
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -323,6 +404,7 @@ int main(int count, char **arguments) {
     CASE(dprintf_stays);
     CASE(streams_beside_a_child);
     CASE(file_without_a_cache);
+    CASE(received_while_it_changes);
     printf("%d different\n", failures);
     return failures != 0;
 }
