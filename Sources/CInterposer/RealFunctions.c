@@ -378,6 +378,10 @@ static int write_formatted(int fd, int flag, const char *pattern, va_list argume
     int count = format_into(small, sizeof small, flag, pattern, arguments), result = count;
     if (count > 0 && count < (int)sizeof small) {
         if (write_all(fd, small, (size_t)count) != 0) result = -1;
+    } else if (count < 0) {
+        // What cannot be formatted to its end: libc writes what there is before that.
+        ss_before_direct_write(fd);
+        result = flag == NO_FLAG ? ss_real.vdprintf(fd, pattern, again) : ss_real.__vdprintf_chk(fd, flag, pattern, again);
     } else if (count > 0) {
         size_t room = (size_t)count + 1;
         long place = result_of(CALL(mmap, 0, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -422,12 +426,13 @@ __attribute__((visibility("default"))) int __dprintf_chk(int fd, int flag, const
 static int write_backtrace(void *const *addresses, int count, int fd) {
     int ends[2];
     if (CALL(pipe2, ends, O_CLOEXEC | O_NONBLOCK, 0, 0, 0, 0) != 0) return -1;
-    int result = 0;
-    for (int i = 0; i < count && result == 0; i++) {
+    for (int i = 0; i < count; i++) {
         ss_real.backtrace_symbols_fd(addresses + i, 1, ends[1]);
         char text[1024];
         long part;
-        while (result == 0 && (part = CALL(read, ends[0], text, sizeof text, 0, 0, 0)) > 0) result = write_all(fd, text, (size_t)part);
+        // (A line that cannot be written does not end it, in libc neither.)
+        for (int result = 0; (part = CALL(read, ends[0], text, sizeof text, 0, 0, 0)) > 0;)
+            if (result == 0) result = write_all(fd, text, (size_t)part);
     }
     CALL(close, ends[0], 0, 0, 0, 0, 0);
     CALL(close, ends[1], 0, 0, 0, 0, 0);

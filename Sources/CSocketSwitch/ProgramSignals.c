@@ -126,6 +126,31 @@ static long send_again(int signal, siginfo_t *info) {
     return ss_syscall6(SYS_rt_tgsigqueueinfo, ss_sys_getpid(), ss_sys_gettid(), signal, (long)info, 0, 0);
 }
 
+// Real-time signals come in order. One that is sent again stands behind those that wait already; so what it carries is kept,
+// and each that comes after gives what it carries to the next, until the one that was sent again has come.
+
+enum { FIRST_QUEUED = 34, SENT_AGAIN = 0x5353 };
+
+static long put_off(struct ss_section *section, int signal, siginfo_t *info, const struct action *action) {
+    if (signal < FIRST_QUEUED || section->held != 0 || action->flags & (SA_NODEFER | SA_RESETHAND)) return send_again(signal, info);
+    siginfo_t again = *info;
+    again.si_errno = SENT_AGAIN;
+    long result = send_again(signal, &again);
+    if (result == 0) {
+        section->info = *info;
+        section->held = signal;
+    }
+    return result;
+}
+
+/// What the handler is to see of the signal that has come.
+static void pass_on(struct ss_section *section, siginfo_t *info) {
+    siginfo_t first = section->info;
+    if (info->si_errno == SENT_AGAIN) section->held = 0;
+    else section->info = *info;
+    *info = first;
+}
+
 // MARK: Faults
 
 static void on_fault(int signal, siginfo_t *info, void *context) {
@@ -204,7 +229,7 @@ static void on_signal(int signal, siginfo_t *info, void *context) {
     if (section->depth > 0) {
         uint64_t mask = hold_all();
         // (Where no more signals can be queued it is better called in the middle of something than never.)
-        if (send_again(signal, info) == 0) {
+        if (put_off(section, signal, info, &action) == 0) {
             uint64_t *interrupted = mask_of(&((ucontext_t *)context)->uc_sigmask);
             // (One that came at the beginning has been put off, but knew only the mask in here.)
             if (section->waiting == 0 || ~*interrupted & deferrable()) section->mask = *interrupted;
@@ -226,6 +251,7 @@ static void on_signal(int signal, siginfo_t *info, void *context) {
         reset(signal, &action);
         ss_sys_sigprocmask(SIG_SETMASK, &mask, NULL);
     }
+    if (section->held == signal) pass_on(section, info);
     uint32_t ran = section->ran;
     errno = error;
     // (A handler without SA_SIGINFO does not look at what it is given besides.)

@@ -294,8 +294,17 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
     guard let index = socketIndex(out) else { return ownOr(out) { ss_sys_sendfile(out, input, offset, count) } }
     let session = sessionOf(index)
     if count < 0 { return -Int(EINVAL) }
-    let goesByKernel = session.isDual && !mayBeRead(input)
-    if goesByKernel { _ = switchHandOver(out, .unsupportedOption) }
+    var goesByKernel = false
+    if session.isDual {
+        // The kernel looks at descriptors and offsets before it looks at how much there is to do.
+        var position = Int64(0)
+        if let offset, ss_copy_program_memory(&position, offset, 8) != 0 { return -Int(EFAULT) }
+        let found = offset == nil ? ss_sys_sendfile(out, input, nil, 0) : ss_sys_sendfile(out, input, &position, 0)
+        if found == -Int(EOVERFLOW), position > Int64.max - Int64(count) { return -Int(EINVAL) }
+        if found < 0 || count == 0 { return found }
+        goesByKernel = !mayBeRead(input, position)
+        if goesByKernel { _ = switchHandOver(out, .unsupportedOption) }
+    }
     if !session.isDual, !movesEagerly(out, index) {
         if let ticket = session.slot.enterPlain(session.slot.plainWriters) {
             let result = ss_sys_sendfile(out, input, offset, count)
@@ -310,11 +319,13 @@ package func switchSendFile(_ out: Int32, _ input: Int32, _ offset: UnsafeMutabl
     return result
 }
 
-/// Whether sendfile may read it into the ring. What is no file the kernel takes, or refuses, in ways of its own; one that was
-/// opened with O_DIRECT only the kernel reads into any place.
-private func mayBeRead(_ fd: Int32) -> Bool {
+/// Whether sendfile may read it into the ring. What is no file (or, without a size, is made up as it is read) the kernel takes, or
+/// refuses, in ways of its own; one that was opened with O_DIRECT only the kernel reads into any place.
+private func mayBeRead(_ fd: Int32, _ position: Int64) -> Bool {
     var status = stat()
     guard ss_sys_fstat(fd, &status) == 0, UInt32(status.st_mode) & UInt32(S_IFMT) == UInt32(S_IFREG) else { return false }
+    var byte: UInt8 = 0
+    if status.st_size == 0, ss_sys_pread(fd, &byte, 1, position) != 0 { return false }
     return ss_sys_fcntl(fd, Int32(F_GETFL), 0) & Int(O_DIRECT) == 0
 }
 

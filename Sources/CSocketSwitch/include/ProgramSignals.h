@@ -27,6 +27,8 @@ struct ss_section {
     uint32_t waiting;  // kinds of those that were put off
     uint32_t ran;      // kinds of those that have run since the last `ss_take_handlers`
     uint64_t mask;     // the program's mask, while some wait
+    int32_t held;      // a real-time signal that runs before all others of its number, or 0; `info` is its
+    siginfo_t info;
 };
 extern __thread struct ss_section ss_section __attribute__((tls_model("initial-exec")));
 

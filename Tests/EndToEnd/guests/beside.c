@@ -290,6 +290,35 @@ static void streams_beside_a_child(void) {
     }
 }
 
+// Texts that cannot be formatted to their end, and lines of which one cannot be written: compared with what libc itself does.
+static void formatting_fails(void) {
+    struct ends e = make_ends();
+    SHOW(dprintf(e.client, "abc%lsdef", L"\x4321zz"));
+    if (recv(e.server, bytes, 100, 0) != 3) fail("what comes before a character that the locale has not");
+    SHOW(write(e.client, "on", 2));
+    SHOW(recv(e.server, bytes, 100, 0));
+    close_ends(e);
+}
+
+static void arguments_of_sendfile(void) {
+    struct ends e = make_ends();
+    int files[] = {memfd_create("file", 0), open("/proc/self/exe", O_RDONLY), open("/proc/self/cmdline", O_RDONLY),
+                   open("/proc/self/exe", O_PATH), open("/dev/null", O_WRONLY), open("/dev/zero", O_RDONLY)};
+    static const off_t offsets[] = {0, 3, -1, -5000, (off_t)1 << 62, INT64_MAX};
+    write(files[0], "0123456789", 10);
+    for (unsigned i = 0; i < sizeof files / sizeof *files; i++)
+        for (unsigned k = 0; k < 2 * sizeof offsets / sizeof *offsets; k++) {
+            off_t at = offsets[k / 2];
+            SHOW(sendfile(e.client, files[i], &at, k % 2 * 10));
+            SHOW(at);
+            SHOW(sendfile(e.client, files[i], (off_t *)8, k % 2 * 10));
+            usleep(300);
+            SHOW(recv(e.server, bytes, 100, MSG_DONTWAIT));
+        }
+    for (unsigned i = 0; i < sizeof files / sizeof *files; i++) close(files[i]);
+    close_ends(e);
+}
+
 // A file that only aligned memory is read from.
 static void file_without_a_cache(void) {
     struct ends e = make_ends();
@@ -403,6 +432,8 @@ int main(int count, char **arguments) {
     CASE(order_behind_what_is_given_back);
     CASE(dprintf_stays);
     CASE(streams_beside_a_child);
+    CASE(formatting_fails);
+    CASE(arguments_of_sendfile);
     CASE(file_without_a_cache);
     CASE(received_while_it_changes);
     printf("%d different\n", failures);

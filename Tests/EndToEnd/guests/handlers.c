@@ -382,6 +382,50 @@ static void ends_of_threads(void) {
     }
 }
 
+// MARK: Real-time signals of one number come in the order in which they were sent
+
+static volatile long values_seen, out_of_order;
+
+static void note_value(int number, siginfo_t *info, void *context) {
+    (void)number, (void)context;
+    if (info->si_value.sival_int != values_seen || info->si_errno != 0 || info->si_pid != getpid()) out_of_order++;
+    values_seen++;
+}
+
+static void *queues(void *thread) {
+    for (int i = 0; i < 3000; i++) {
+        while (pthread_sigqueue(*(pthread_t *)thread, SIGRTMIN + 2, (union sigval){.sival_int = i}) != 0) usleep(100);
+        if (i % 16 == 15) usleep(150);
+    }
+    usleep(20000);
+    told = 1;
+    return NULL;
+}
+
+static void real_time_signals_in_order(void) {
+    ends = make_ends();
+    pid_t pid = echo(ends);
+    close(ends.server);
+    values_seen = out_of_order = told = 0;
+    struct sigaction action = {.sa_sigaction = note_value, .sa_flags = SA_SIGINFO | SA_RESTART};
+    sigaction(SIGRTMIN + 2, &action, NULL);
+    sigset_t all, before;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    pthread_t me = pthread_self(), thread;
+    pthread_create(&thread, NULL, queues, &me);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    while (!told) {
+        if (send(ends.client, bytes, 1000, 0) != 1000) failed++;
+        if (recv(ends.client, bytes, 1000, MSG_WAITALL) <= 0) failed++;
+    }
+    pthread_join(thread, NULL);
+    SHOW(values_seen);
+    SHOW(out_of_order);
+    close(ends.client);
+    SHOW(ended(pid));
+}
+
 int main(int count, char **arguments) {
     moves = !(count > 1 && !strcmp(arguments[1], "plain"));
     signal(SIGPIPE, SIG_IGN);
@@ -392,6 +436,7 @@ int main(int count, char **arguments) {
     CASE(alarms);
     CASE(begins_anew);
     CASE(ends_of_threads);
+    CASE(real_time_signals_in_order);
     printf("%d different\n", failures);
     return failures != 0;
 }
