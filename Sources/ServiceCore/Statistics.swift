@@ -28,7 +28,9 @@ extension Service {
             var report = finding.report
             guard report.reason == "\(Reason.peerNotSwitched)" || report.reason == "\(Reason.waitingForPeer)" else { return report }
             let reason: Reason
-            switch reasons["\(report.peer) \(report.local)"] {
+            // (An end that was accepted may not know its own address: behind a listener for all of them, when the process has not
+            // been heard of since this service began.)
+            switch reasons["\(report.peer) \(report.local)"] ?? reasons[" \(report.local)"] {
             case nil:
                 // Announced again and again, and nobody there.
                 guard finding.attempts > 1 else { return report }

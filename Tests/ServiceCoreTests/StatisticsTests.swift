@@ -208,6 +208,11 @@ import Testing
         #expect(reason(.accepted, "127.0.0.1:2000") == "waitingForPeer")
         stranger.attempts.store(2)
         #expect(reason(.accepted, "127.0.0.1:2000") == "peerNotSwitched")
+        // An accepted end whose own address is not known.
+        other.localAddress.family = 0
+        other.reason.store(Reason.policy.rawValue)
+        one.reason.store(Reason.peerNotSwitched.rawValue)
+        #expect(reason(.connected, "127.0.0.1:80") == "peerPolicy")
     }
 
     @Test("The totals keep the bytes of closed sockets and of families that are gone")
