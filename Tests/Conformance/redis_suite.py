@@ -85,8 +85,18 @@ class RedisUnit(Unit):
             command += ["--skiptest", test]
         status, text = running.run_program(run, command, log_path, self.unit_seconds, directory)
         results = running.tell_end(self.parse(text), status, text)
+        if any(outcome not in ("passed", "skipped", "excluded") for outcome, _ in results.values()):
+            self.keep_logs(os.path.join(directory, "tests", "tmp"), log_path + ".servers")
         # Tests stand on what those before them have left: all run, whichever were asked for.
         return {test: end for test, end in results.items() if not only or any(part in test for part in only)}
+
+    @staticmethod
+    def keep_logs(directory, kept):
+        """What the servers wrote: it tells whether one of them stood still."""
+        for folder, _, files in os.walk(directory):
+            if "stdout" in files:
+                os.makedirs(kept, exist_ok=True)
+                shutil.copy(os.path.join(folder, "stdout"), os.path.join(kept, os.path.basename(folder)))
 
     def parse(self, text):
         results, last = {}, None
