@@ -21,6 +21,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 
 import differences
@@ -34,6 +35,22 @@ NATIVE_RETRIES = 4
 ATTEMPTS = 6
 
 
+class Standstill(threading.Thread):
+    """How long a thread that sleeps 20 ms at a time stood still: a test whose server did as well may have missed its time."""
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.longest = 0.0
+        self.start()
+
+    def run(self):
+        before = time.monotonic()
+        while True:
+            time.sleep(0.02)
+            now = time.monotonic()
+            self.longest = max(self.longest, now - before)
+            before = now
+
+
 def work(unit, mode, only, result_path, log_path, tools, excluded):
     """In a process of its own, which collects everything that the unit leaves behind."""
     running.become_subreaper()
@@ -43,11 +60,12 @@ def work(unit, mode, only, result_path, log_path, tools, excluded):
     unit.excluded = excluded
     with running.Run(mode, tools) as run:
         began = time.monotonic()
+        standstill = Standstill()
         outcomes = unit.run(run, log_path, only)
         seconds = time.monotonic() - began
     with open(result_path, "w") as file:
         json.dump({"outcomes": outcomes, "seconds": seconds, "bytes": run.companion_bytes, "pairs": run.pairs,
-                   "complaints": run.complaints}, file)
+                   "complaints": run.complaints, "standstill": standstill.longest}, file)
 
 
 class Conformance:
@@ -75,7 +93,7 @@ class Conformance:
             worker = subprocess.run([sys.executable, os.path.abspath(__file__), "--worker", json.dumps(order)],
                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if worker.returncode != 0:
-            return {"outcomes": {"(runner)": ("crashed", worker.stdout[-4000:])}, "seconds": 0, "bytes": 0, "pairs": 0,
+            return {"outcomes": {"(runner)": ("crashed", worker.stdout[-4000:])}, "seconds": 0, "bytes": 0, "pairs": 0, "standstill": 0,
                     "complaints": [f"the runner failed: {worker.stdout[-2000:]}"]}
         with open(result_path) as file:
             return json.load(file)
@@ -113,6 +131,8 @@ class Conformance:
             self.failures.append(f"{unit.id} {test}: natively {before}, {mode} {now}")
             print(f"   DIFFERENCE {unit.id} {test}\n      natively {before}, {mode} {now}")
             print("\n".join(f"      | {line}" for line in text.strip().splitlines()[-25:]))
+            if result["standstill"] > 0.5:
+                print(f"      (meanwhile an ordinary thread stood still for {result['standstill']:.1f} s)")
             print(f"      {self.reproduction(unit, mode, test)}", flush=True)
         return counts
 
