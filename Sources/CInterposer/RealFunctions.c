@@ -320,18 +320,21 @@ int ss_flush_stream(void *stream) {
     return error;
 }
 
+/// As many of the bytes as could be written: fewer, and errno.
+static size_t write_all(int fd, const char *bytes, size_t count) {
+    size_t done = 0;
+    while (done < count) {
+        ssize_t part = write(fd, bytes + done, count - done);
+        if (part <= 0) break;
+        done += (size_t)part;
+    }
+    return done;
+}
+
 // A stream on the library's own calls, for a socket that cannot go back to TCP now.
 
 static ssize_t read_for_stream(void *fd, char *bytes, size_t count) { return read((int)(intptr_t)fd, bytes, count); }
-static ssize_t write_for_stream(void *fd, const char *bytes, size_t count) {
-    size_t left = count;
-    while (left > 0) {
-        ssize_t part = write((int)(intptr_t)fd, bytes + (count - left), left);
-        if (part <= 0) break;
-        left -= (size_t)part;
-    }
-    return (ssize_t)(count - left);
-}
+static ssize_t write_for_stream(void *fd, const char *bytes, size_t count) { return (ssize_t)write_all((int)(intptr_t)fd, bytes, count); }
 static int seek_for_stream(void *fd, off64_t *offset, int whence) {
     (void)fd, (void)offset, (void)whence;
     errno = ESPIPE;
@@ -356,16 +359,6 @@ extern int __vsnprintf_chk(char *, size_t, int, size_t, const char *, va_list);
 
 enum { NO_FLAG = -1 };
 
-static int write_all(int fd, const char *text, size_t count) {
-    while (count > 0) {
-        ssize_t part = write(fd, text, count);
-        if (part <= 0) return -1;
-        text += part;
-        count -= (size_t)part;
-    }
-    return 0;
-}
-
 static int format_into(char *text, size_t room, int flag, const char *format, va_list arguments) {
     return flag == NO_FLAG ? vsnprintf(text, room, format, arguments) : __vsnprintf_chk(text, room, flag, room, format, arguments);
 }
@@ -377,7 +370,7 @@ static int write_formatted(int fd, int flag, const char *pattern, va_list argume
     va_copy(again, arguments);
     int count = format_into(small, sizeof small, flag, pattern, arguments), result = count;
     if (count > 0 && count < (int)sizeof small) {
-        if (write_all(fd, small, (size_t)count) != 0) result = -1;
+        if (write_all(fd, small, (size_t)count) < (size_t)count) result = -1;
     } else if (count < 0) {
         // What cannot be formatted to its end: libc writes what there is before that.
         ss_before_direct_write(fd);
@@ -392,7 +385,7 @@ static int write_formatted(int fd, int flag, const char *pattern, va_list argume
             // (A text that another thread changes may have another length now.)
             result = format_into(text, room, flag, pattern, again);
             if (result > count) result = count;
-            if (result > 0 && write_all(fd, text, (size_t)result) != 0) result = -1;
+            if (result > 0 && write_all(fd, text, (size_t)result) < (size_t)result) result = -1;
             int error = errno;
             CALL(munmap, text, room, 0, 0, 0, 0);
             errno = error;
@@ -431,8 +424,8 @@ static int write_backtrace(void *const *addresses, int count, int fd) {
         char text[1024];
         long part;
         // (A line that cannot be written does not end it, in libc neither.)
-        for (int result = 0; (part = CALL(read, ends[0], text, sizeof text, 0, 0, 0)) > 0;)
-            if (result == 0) result = write_all(fd, text, (size_t)part);
+        for (int fails = 0; (part = CALL(read, ends[0], text, sizeof text, 0, 0, 0)) > 0;)
+            if (!fails) fails = write_all(fd, text, (size_t)part) < (size_t)part;
     }
     CALL(close, ends[0], 0, 0, 0, 0, 0);
     CALL(close, ends[1], 0, 0, 0, 0, 0);

@@ -55,9 +55,7 @@ private func replace(_ fd: Int32, _ index: Int) -> Bool {
 func standsAnother(_ fd: Int32) -> Bool {
     guard replacements.load() != 0 || replacementsUnderWay.load() != 0, !isForeignChild() else { return false }
     while replacementsUnderWay.load() != 0 { _ = ss_sys_sched_yield() }
-    var status = stat()
-    guard ss_sys_fstat(fd, &status) == 0, UInt32(status.st_mode) & UInt32(S_IFMT) == UInt32(S_IFSOCK) else { return false }
-    guard let index = socketIndex(fd) else { return true }
+    guard let index = socketIndex(fd) else { return isStreamOfTCP(fd) }
     return !sessionOf(index).isDual
 }
 
