@@ -20,6 +20,27 @@ int32_t ss_thread_id(void) {
     return thread_id;
 }
 
+/// The kernel can begin ppoll anew only if it can write to the time-out how much of it is left. These it cannot write to.
+static const struct timespec powers[] = {
+#define POWER(n) {(1ll << (n)) / 1000000000, (1ll << (n)) % 1000000000}
+    POWER(10), POWER(11), POWER(12), POWER(13), POWER(14), POWER(15), POWER(16), POWER(17), POWER(18), POWER(19), POWER(20),
+    POWER(21), POWER(22), POWER(23), POWER(24), POWER(25), POWER(26), POWER(27), POWER(28), POWER(29), POWER(30), POWER(31),
+    POWER(32), POWER(33), POWER(34), POWER(35), POWER(36), POWER(37), POWER(38), POWER(39), POWER(40),
+#undef POWER
+};
+
+long ss_poll_until_disturbed(struct pollfd *p, size_t n, uint64_t nanoseconds) {
+    uint64_t start = ss_monotonic_ns(), left = nanoseconds;
+    for (;;) {
+        // The longest that is not too long; the rest is the next ones'.
+        int power = left < 1024 ? 10 : 63 - __builtin_clzll(left);
+        long result = ss_sys_ppoll(p, n, &powers[(power > 40 ? 40 : power) - 10], NULL);
+        uint64_t passed = ss_monotonic_ns() - start;
+        if (result != 0 || passed >= nanoseconds) return result;
+        left = nanoseconds - passed;
+    }
+}
+
 static __thread struct ss_poll_stamp poll_stamp __attribute__((tls_model("initial-exec")));
 
 struct ss_poll_stamp *ss_thread_poll_stamp(void) { return &poll_stamp; }

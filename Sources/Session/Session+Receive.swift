@@ -16,7 +16,7 @@ extension Session {
             return result
         }
         if total == 0 { return receiveNothing(fd, message, flags) }
-        var nonBlocking = isNonBlocking(flags)
+        var nonBlocking = isNonBlocking(flags, Slot.Flags.receivesAtOnce)
         let peeks = flags & Int32(MSG_PEEK) != 0
         var least = least(fd, flags, total, nonBlocking)
         var wait = WaitState(slot)
@@ -55,11 +55,13 @@ extension Session {
                 // What was seen is still there: it is looked at anew when there may be more, if there can be more.
                 if has(Slot.Flags.tcpEnded | Slot.Flags.readShutDown) || endsHere(fd) { return done }
                 cursor = MessageCursor(message)
+                wait.hasMoved = true
                 result = waitForMore(fd, &wait)
             } else {
                 // At the end of the stream the header is written, too.
                 if result == 0, done == 0 { Session.clearAncillary(message, flags) }
                 if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
+                wait.hasMoved = done > 0
                 result = waitToReceive(fd, &wait)
             }
             if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
@@ -68,13 +70,16 @@ extension Session {
                 // The call begins anew, with what the handler may have set.
                 if !restarts { return -Int(EINTR) }
                 wait.deadline = 0
-                nonBlocking = isNonBlocking(flags)
+                nonBlocking = isNonBlocking(flags, Slot.Flags.receivesAtOnce)
                 least = self.least(fd, flags, total, nonBlocking)
             }
         }
     }
 
-    func isNonBlocking(_ flags: Int32) -> Bool { flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking) }
+    /// `atOnce`: the flag of the direction.
+    func isNonBlocking(_ flags: Int32, _ atOnce: UInt64) -> Bool {
+        flags & Int32(MSG_DONTWAIT) != 0 || has(Slot.Flags.nonBlocking | atOnce)
+    }
 
     /// How many bytes a receive waits for.
     private func least(_ fd: Int32, _ flags: Int32, _ total: Int, _ nonBlocking: Bool) -> Int {
@@ -110,7 +115,7 @@ extension Session {
         if isReadUpToTCP, isAtMark(fd) { return ss_sys_recvmsg(fd, message, flags) }
         var byte: UInt8 = 0
         var result = receiveOneBuffer(fd, &byte, 1, (flags | Int32(MSG_PEEK)) & ~Int32(MSG_WAITALL), restarts: false)
-        if !isNonBlocking(flags), result == -Int(EINTR) || result == -Int(EAGAIN) { result = 0 }
+        if !isNonBlocking(flags, Slot.Flags.receivesAtOnce), result == -Int(EINTR) || result == -Int(EAGAIN) { result = 0 }
         if result >= 0 { Session.clearAncillary(message, flags) }
         return min(result, 0)
     }
@@ -122,7 +127,7 @@ extension Session {
             let generation = slot.generation.loadRelaxed()
             var taken = tryReceiveQuickly(buffer, count, generation)
             if taken > 0 { return taken }
-            if !isNonBlocking(flags) {
+            if !isNonBlocking(flags, Slot.Flags.receivesAtOnce) {
                 // A handler that comes while it looks would end a wait.
                 ss_enter_section()
                 defer { ss_leave_section() }

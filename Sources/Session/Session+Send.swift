@@ -18,7 +18,7 @@ extension Session {
             if error < 0 { return error }
         }
         if total == 0 { return takeReset() ? -Int(ECONNRESET) : noting(ss_sys_sendmsg(fd, message, flags)) }
-        var nonBlocking = isNonBlocking(flags)
+        var nonBlocking = isNonBlocking(flags, Slot.Flags.sendsAtOnce)
         var wait = WaitState(slot)
         defer { wait.leave() }
         var fd = fd
@@ -49,13 +49,14 @@ extension Session {
                 continue
             }
             if result != -Int(EAGAIN) || nonBlocking { return partial(done, result) }
+            wait.hasMoved = done > 0
             result = waitToSend(fd, &wait)
             if result < 0 || wait.interrupted && done > 0 { return done > 0 ? done : result }
             fd = connection.pointee.descriptor
             if wait.interrupted {
                 // The call begins anew, with what the handler may have set.
                 wait.deadline = 0
-                nonBlocking = isNonBlocking(flags)
+                nonBlocking = isNonBlocking(flags, Slot.Flags.sendsAtOnce)
             }
         }
     }
@@ -359,7 +360,7 @@ extension Session {
             if now < 0 { return now == -Int(ESPIPE) ? -Int(EINVAL) : now }
             position = Int64(now)
         }
-        var nonBlocking = isNonBlocking(0)
+        var nonBlocking = isNonBlocking(0, Slot.Flags.sendsAtOnce)
         var wait = WaitState(slot)
         defer { wait.leave() }
         var fd = fd
@@ -396,12 +397,13 @@ extension Session {
                 continue
             }
             if result != -Int(EAGAIN) || nonBlocking { break }
+            wait.hasMoved = done > 0
             result = waitToSend(fd, &wait)
             if result < 0 || wait.interrupted && done > 0 { break }
             fd = connection.pointee.descriptor
             if wait.interrupted {
                 wait.deadline = 0
-                nonBlocking = isNonBlocking(0)
+                nonBlocking = isNonBlocking(0, Slot.Flags.sendsAtOnce)
             }
         }
         if done > 0 {

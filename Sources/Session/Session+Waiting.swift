@@ -12,6 +12,8 @@ struct WaitState {
     var rang = false
     /// A handler ran since the last wait: what was moved in part is not waited for any longer.
     var interrupted = false
+    /// The call has moved bytes: whatever disturbs its sleep ends it.
+    var hasMoved = false
     /// Monotonic nanoseconds; 0 = not asked yet, `never` = no time-out (SO_RCVTIMEO, SO_SNDTIMEO).
     var deadline: UInt64 = 0
 
@@ -323,12 +325,14 @@ extension Session {
         }
         let result = withUnsafeMutableBytes(of: &entries) { bytes in
             let list = bytes.baseAddress?.assumingMemoryBound(to: pollfd.self)
+            // The kernel's own call would not begin anew: then a stop ends it, too.
+            if wait.hasMoved || wait.deadline != WaitState.never { return ss_poll_until_disturbed(list, 2, nanoseconds) }
             var timeout = timespec(tv_sec: Int(nanoseconds / 1_000_000_000), tv_nsec: Int(nanoseconds % 1_000_000_000))
             return ss_sys_ppoll(list, 2, nanoseconds == WaitState.never ? nil : withUnsafePointer(to: &timeout) { $0 }, nil)
         }
         if result == -Int(EINTR) {
             if let answer = wait.takeHandlers(fd, receiving ? SO_RCVTIMEO : SO_SNDTIMEO) { return answer }
-            // One that was set past libc, which is taken for one that restarts.
+            // A stop, or a handler that was set past libc, which is taken for one that restarts.
             wait.interrupted = true
             return wait.deadline == WaitState.never ? 0 : result
         }
@@ -347,11 +351,15 @@ extension Session {
         return 0
     }
 
+    private static var longestSeconds: Int { 4_000_000_000 }
+
     /// The time-out that the program set on the socket, as a point of monotonic time.
     fileprivate static func deadline(_ fd: Int32, _ option: Int32) -> UInt64 {
         var value = timeval()
         var length = UInt32(MemoryLayout<timeval>.size)
         guard ss_sys_getsockopt(fd, SOL_SOCKET, option, &value, &length) == 0 else { return WaitState.never }
+        // Longer than nanoseconds can tell: no handler begins such a call anew, either.
+        if value.tv_sec > longestSeconds { return WaitState.never - 1 }
         let nanoseconds = UInt64(max(value.tv_sec, 0)) &* 1_000_000_000 &+ UInt64(max(value.tv_usec, 0)) &* 1000
         return nanoseconds == 0 ? WaitState.never : ss_monotonic_ns() &+ nanoseconds
     }

@@ -69,6 +69,9 @@ package struct Slot {
         package static var acceptsOnTCP: UInt64 { 1 << 19 }
         /// Another connection is about to stand for this one: see `Session.beginReplacing`.
         package static var replacing: UInt64 { 1 << 20 }
+        /// SO_RCVTIMEO, SO_SNDTIMEO of less than nothing: the kernel waits for nothing then, and shows it as no time-out.
+        package static var receivesAtOnce: UInt64 { 1 << 21 }
+        package static var sendsAtOnce: UInt64 { 1 << 22 }
     }
 
     // Line 0: identity.

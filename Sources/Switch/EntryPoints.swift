@@ -96,6 +96,8 @@ package func switchAccept(_ fd: Int32, _ address: UnsafeMutableRawPointer?, _ le
     introduceOnce()
     if !session.has(Slot.Flags.tcpOnly) { session.slot.reason.store(Reason.notWorthItYet.rawValue) }
     session.slot.sendBuffer.store(listening.slot.sendBuffer.load())
+    let atOnce = listening.slot.flags.load() & (Slot.Flags.receivesAtOnce | Slot.Flags.sendsAtOnce)
+    if atOnce != 0 { session.slot.flags.setBits(atOnce) }
     // The address behind a wildcard is asked for when somebody needs it: see `announce`.
     if !listening.slot.localAddress.isWildcard { memcpy(session.slot.localAddress.base, listening.slot.localAddress.base, 32) }
     _ = dependents(listener).add(1)
@@ -386,7 +388,21 @@ package func switchSetOption(_ fd: Int32, _ level: Int32, _ name: Int32, _ value
     if result == 0, needsTCP(level, name) { noteOptionsToInherit(fd, session.slot) }
     if result == 0, let value { session.connection.pointee.options.record(level, name, value, length) }
     if result == 0, level == SOL_SOCKET, name == SO_SNDBUF || name == SO_SNDBUFFORCE { noteSendBuffer(fd, session) }
+    if result == 0, level == SOL_SOCKET, let value { noteTimeOut(session.slot, name, value) }
     return result
+}
+
+/// Of a time-out of less than nothing the kernel does not tell.
+private func noteTimeOut(_ slot: Slot, _ name: Int32, _ value: UnsafeRawPointer) {
+    let flag: UInt64
+    switch name {
+    case SO_RCVTIMEO, 66 /* SO_RCVTIMEO_NEW */: flag = Slot.Flags.receivesAtOnce
+    case SO_SNDTIMEO, 67 /* SO_SNDTIMEO_NEW */: flag = Slot.Flags.sendsAtOnce
+    default: return
+    }
+    var seconds: Int64 = 0
+    guard ss_copy_program_memory(&seconds, value, 8) == 0 else { return }
+    if seconds < 0 { slot.flags.setBits(flag) } else { slot.flags.clearBits(flag) }
 }
 
 /// The program has chosen the size of the send buffer.

@@ -144,6 +144,7 @@ func makeAnew(_ fd: Int32, _ index: Int) {
     guard new != 0 else { return }
     sessionOf(new).connection.pointee.options = options
     sessionOf(new).slot.sendBuffer.store(sendBuffer)
+    sessionOf(new).slot.flags.setBits(flags & (Slot.Flags.receivesAtOnce | Slot.Flags.sendsAtOnce))
 }
 
 /// `new` refers to what `old` refers to.

@@ -129,6 +129,9 @@ static inline long ss_sys_ppoll(struct pollfd *p, size_t n, const struct timespe
     return ss_is_now(t) ? ss_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0)
         : ss_sleeping_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, (long)mask, mask ? 8 : 0, 0);
 }
+/// As ppoll for so many nanoseconds, but -EINTR after SIGSTOP and SIGCONT, too, after which ppoll goes on as if nothing had
+/// been: receive and send with a time-out, or with a part done, do not.
+long ss_poll_until_disturbed(struct pollfd *p, size_t n, uint64_t nanoseconds);
 /// For waits of the library's own, in calls that are no cancellation points.
 static inline long ss_sys_brief_ppoll(struct pollfd *p, size_t n, const struct timespec *t) {
     return ss_interruptible_syscall6(SYS_ppoll, (long)p, (long)n, (long)t, 0, 0, 0);

@@ -87,13 +87,11 @@ static int make_listener(struct sockaddr_in *address) {
     return listener;
 }
 
-static struct ends make_ends(void) {
-    static int listeners[2] = {-1, -1};
-    static struct sockaddr_in addresses[2];
-    if (listeners[carrier] < 0) listeners[carrier] = make_listener(&addresses[carrier]);
+/// A connection to this listener, on its carrier.
+static struct ends make_ends_at(int listener, struct sockaddr_in *address) {
     struct ends ends = {socket(AF_INET, SOCK_STREAM, 0), -1};
-    if (connect(ends.client, (void *)&addresses[carrier], sizeof *addresses) < 0) fail("connect");
-    ends.server = accept(listeners[carrier], NULL, NULL);
+    if (connect(ends.client, (void *)address, sizeof *address) < 0) fail("connect");
+    ends.server = accept(listener, NULL, NULL);
     if (ends.server < 0) fail("accept");
     setsockopt(ends.client, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
     setsockopt(ends.server, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
@@ -113,6 +111,13 @@ static struct ends make_ends(void) {
         if (milliseconds() > end) fail("the connection does not move");
         usleep(1000);
     }
+}
+
+static struct ends make_ends(void) {
+    static int listeners[2] = {-1, -1};
+    static struct sockaddr_in addresses[2];
+    if (listeners[carrier] < 0) listeners[carrier] = make_listener(&addresses[carrier]);
+    return make_ends_at(listeners[carrier], &addresses[carrier]);
 }
 
 static void close_ends(struct ends ends) {

@@ -1,5 +1,6 @@
 // Flags, options, ends and interruptions: what each call returns, and what it leaves behind.
 #include "carriers.h"
+#include <limits.h>
 #include <linux/filter.h>
 #include <linux/net_tstamp.h>
 #include <linux/sockios.h>
@@ -696,6 +697,94 @@ static pid_t later(int fd, const char *text, int milliseconds) {
     return child;
 }
 
+static void set_patience(int fd, int option, long seconds, long microseconds) {
+    SHOW(setsockopt(fd, SOL_SOCKET, option, &(struct timeval){seconds, microseconds}, sizeof(struct timeval)));
+}
+
+// Time-outs that are over before they begin, and those that nobody lives to see.
+static void strange_patience(void) {
+    static char much[64 << 20];
+    struct ends e = make_ends();
+    pid_t child;
+    for (int round = 0; round < 2; round++) {
+        set_patience(e.server, SO_RCVTIMEO, -1, 0);
+        uint64_t start = milliseconds();
+        SHOW(recv(e.server, got, 10, 0));
+        SHOW(read(e.server, got, 10));
+        SHOW(recv(e.server, got, 10, MSG_WAITALL | MSG_PEEK));
+        SHOW(milliseconds() - start < 1000);
+        SHOW(write(e.client, "abc", 3));
+        await(e.server, POLLIN);
+        SHOW(recv(e.server, got, 10, MSG_WAITALL));
+        static const struct timeval long_ones[] = {{LONG_MAX / 1000000, LONG_MAX % 1000000}, {18446744074, 0}, {4000000001, 0}, {0, 0}};
+        for (int i = 0; i < 4; i++) {
+            set_patience(e.server, SO_RCVTIMEO, long_ones[i].tv_sec, long_ones[i].tv_usec);
+            child = later(e.client, "late", 50);
+            SHOW(recv(e.server, got, 10, 0));
+            while (waitpid(child, NULL, 0) < 0) {}
+        }
+    }
+    // What is accepted inherits it.
+    struct sockaddr_in address;
+    int listener = make_listener(&address);
+    set_patience(listener, SO_SNDTIMEO, -5, 0);
+    struct ends inherits = make_ends_at(listener, &address);
+    long sent = write(inherits.server, much, sizeof much);
+    SHOW(sent > 0 && sent < (long)sizeof much);
+    close(listener);
+    close_ends(inherits);
+    set_patience(e.client, SO_SNDTIMEO, -1, 0);
+    sent = write(e.client, much, sizeof much);
+    SHOW(sent > 0 && sent < (long)sizeof much);
+    SHOW(fill(e.client) >= 0);
+    SHOW(write(e.client, much, sizeof much));
+    close_ends(e);
+}
+
+static pid_t stop_soon(void) {
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        usleep(100000);
+        kill(getppid(), SIGSTOP);
+        usleep(50000);
+        _exit(kill(getppid(), SIGCONT) != 0);
+    }
+    return child;
+}
+
+// Stopped in a call, and continued: it ends if it has a time-out or has done a part, and goes on if not.
+static void stops(void) {
+    static char much[64 << 20];
+    struct ends e = make_ends();
+    pid_t child = stop_soon(), writer = later(e.client, "abc", 400);
+    SHOW(recv(e.server, got, 10, 0));
+    while (waitpid(child, NULL, 0) < 0 || waitpid(writer, NULL, 0) < 0) {}
+    SHOW(write(e.client, "ab", 2));
+    child = stop_soon();
+    SHOW(recv(e.server, got, 6, MSG_WAITALL));
+    while (waitpid(child, NULL, 0) < 0) {}
+    SHOW(write(e.client, "ab", 2));
+    child = stop_soon();
+    SHOW(recv(e.server, got, 6, MSG_WAITALL | MSG_PEEK));
+    while (waitpid(child, NULL, 0) < 0) {}
+    SHOW(recv(e.server, got, 6, 0));
+    set_patience(e.server, SO_RCVTIMEO, 5, 0);
+    child = stop_soon();
+    SHOW(recv(e.server, got, 10, 0));
+    while (waitpid(child, NULL, 0) < 0) {}
+    child = stop_soon();
+    long sent = write(e.client, much, sizeof much);
+    SHOW(sent > 0 && sent < (long)sizeof much);
+    while (waitpid(child, NULL, 0) < 0) {}
+    set_patience(e.client, SO_SNDTIMEO, 5, 0);
+    SHOW(fill(e.client) >= 0);
+    child = stop_soon();
+    SHOW(write(e.client, much, sizeof much));
+    while (waitpid(child, NULL, 0) < 0) {}
+    close_ends(e);
+}
+
 static void interruptions(void) {
     static const int ways[] = {0, SA_RESTART};
     for (int i = 0; i < 2; i++) {
@@ -1074,6 +1163,8 @@ int main(int count, char **arguments) {
     CASE(long_lists);
     CASE(short_sets);
     CASE(long_sets);
+    CASE(strange_patience);
+    CASE(stops);
     CASE(interruptions);
     CASE(cancellation);
     CASE(lingering);
