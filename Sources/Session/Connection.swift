@@ -24,8 +24,6 @@ package struct Connection {
     package var doorbellSleepers: UInt64 = 0
     /// When a receiver that found its ring empty last asked the kernel for the end (cycle counter).
     package var lastEndCheck: UInt64 = 0
-    /// Events that the kernel reported on the TCP socket: part of the edges of EPOLLET.
-    package var tcpEvents: UInt64 = 0
     /// Threads of this process that sleep in a receive or a send, on the doorbell and under a number of the socket.
     package var sleepingCalls: UInt64 = 0
     /// The thread that puts another connection in this one's place; 0 = none.
@@ -118,12 +116,11 @@ package struct Connection {
         package static var up: Int { 16 }
         package static var doorbellSleepers: Int { 24 }
         package static var lastEndCheck: Int { 32 }
-        package static var tcpEvents: Int { 40 }
-        package static var sleepingCalls: Int { 48 }
-        package static var replacer: Int { 56 }
-        package static var receiveSpinNanoseconds: Int { 64 }
-        package static var sendSpinNanoseconds: Int { 68 }
-        package static var descriptorCount: Int { 80 }
+        package static var sleepingCalls: Int { 40 }
+        package static var replacer: Int { 48 }
+        package static var receiveSpinNanoseconds: Int { 56 }
+        package static var sendSpinNanoseconds: Int { 60 }
+        package static var descriptorCount: Int { 72 }
     }
 }
 

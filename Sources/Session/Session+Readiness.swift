@@ -63,23 +63,21 @@ extension Session {
     /// `readiness` asks the kernel while TCP carries a direction, and a cut says so.
     package func noteTCPEvent(_ fd: Int32) {
         guard enterWatch() else { return }
-        tcpEvents.count(1)
         noteTCPEnd(fd)
         leaveWatch(0)
     }
 
-    private var tcpEvents: Word { word(Connection.Offsets.tcpEvents) }
-
-    /// Changes whenever something new can be read: the edge of EPOLLET.
+    /// Changes whenever something new can be read: the edge of EPOLLET. (What TCP has is none: the kernel tells each registration
+    /// of it, and no other observer's event is an edge.)
     package var receiveEdge: UInt64 {
         guard isUp else { return 0 }
-        return local.producer.load() &+ local.cutCount.load() << 52 &+ tcpEvents.loadRelaxed() << 56
+        return local.producer.load() &+ local.cutCount.load() << 52
     }
 
     /// Changes whenever a sender found no room, so that the room made afterwards is news.
     /// A change of carrier is news, too: TCP may have room where the ring had none.
     package var sendEdge: UInt64 {
-        slot.sendFullCount.load() &+ ringToSend.size &+ slot.sendCuts.load() << 40 &+ tcpEvents.loadRelaxed() << 56
+        slot.sendFullCount.load() &+ ringToSend.size &+ slot.sendCuts.load() << 40
     }
 
     /// The CPU on which the peer last sent: a waiter on the same one must not spin.

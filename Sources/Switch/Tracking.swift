@@ -80,7 +80,6 @@ private func resetRecord(_ record: UnsafeMutablePointer<Connection>) {
     record.pointee.stalledCredit = 0
     record.pointee.stalledSince = 0
     record.pointee.lastEndCheck = 0
-    record.pointee.tcpEvents = 0
     record.pointee.listener = 0
     record.pointee.listenerGeneration = 0
     record.pointee.dependents = 0

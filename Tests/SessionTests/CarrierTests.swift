@@ -54,7 +54,6 @@ extension SessionTests {
             #expect(MemoryLayout<Connection>.offset(of: \.up) == Connection.Offsets.up)
             #expect(MemoryLayout<Connection>.offset(of: \.doorbellSleepers) == Connection.Offsets.doorbellSleepers)
             #expect(MemoryLayout<Connection>.offset(of: \.lastEndCheck) == Connection.Offsets.lastEndCheck)
-            #expect(MemoryLayout<Connection>.offset(of: \.tcpEvents) == Connection.Offsets.tcpEvents)
             #expect(MemoryLayout<Connection>.offset(of: \.replacer) == Connection.Offsets.replacer)
             #expect(MemoryLayout<Connection>.offset(of: \.sleepingCalls) == Connection.Offsets.sleepingCalls)
             #expect(MemoryLayout<Connection>.offset(of: \.receiveSpinNanoseconds) == Connection.Offsets.receiveSpinNanoseconds)

@@ -785,6 +785,45 @@ static void stops(void) {
     close_ends(e);
 }
 
+static void show_edges(int set) {
+    struct epoll_event found[4];
+    int count = epoll_wait(set, found, 4, 0);
+    say("%d edges", count);
+    for (int i = 0; i < count; i++) say(" %d: %x", found[i].data.u32, found[i].events);
+    say("\n");
+}
+
+// The end of a stream is one edge for each registration, however many others have been told of it.
+static void edges_of_several(void) {
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        int sets[2], other = -1;
+        for (int i = 0; i < 2; i++) {
+            sets[i] = epoll_create1(0);
+            SHOW(epoll_ctl(sets[i], EPOLL_CTL_ADD, e.server, &(struct epoll_event){EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, {.u32 = 1}}));
+            show_edges(sets[i]);
+        }
+        if (way == 0) SHOW(shutdown(e.client, SHUT_WR));
+        if (way == 1) close(e.client), e.client = -1;
+        if (way == 2) {
+            SHOW(setsockopt(e.client, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger)));
+            close(e.client), e.client = -1;
+        }
+        await(e.server, POLLRDHUP);
+        for (int round = 0; round < 2; round++) {
+            for (int i = 0; i < 2; i++) show_edges(sets[i]);
+            SHOW(poll(&(struct pollfd){e.server, POLLPRI, 0}, 1, 0));
+            SHOW(poll(&(struct pollfd){e.server, POLLIN | POLLRDHUP, 0}, 1, 0));
+        }
+        // A registration that comes later has an edge of its own, and the others none.
+        other = dup(e.server);
+        SHOW(epoll_ctl(sets[0], EPOLL_CTL_ADD, other, &(struct epoll_event){EPOLLIN | EPOLLRDHUP | EPOLLET, {.u32 = 2}}));
+        for (int round = 0; round < 2; round++) for (int i = 0; i < 2; i++) show_edges(sets[i]);
+        close(other), close(sets[0]), close(sets[1]);
+        close_ends(e);
+    }
+}
+
 static void interruptions(void) {
     static const int ways[] = {0, SA_RESTART};
     for (int i = 0; i < 2; i++) {
@@ -1165,6 +1204,7 @@ int main(int count, char **arguments) {
     CASE(long_sets);
     CASE(strange_patience);
     CASE(stops);
+    CASE(edges_of_several);
     CASE(interruptions);
     CASE(cancellation);
     CASE(lingering);
