@@ -824,6 +824,32 @@ static void edges_of_several(void) {
     }
 }
 
+// What a fired registration leaves behind, when its number is gone and a child keeps the socket, is nobody else's.
+static void left_behind(void) {
+    for (int way = 0; way < 3; way++) {
+        struct ends e = make_ends();
+        int other = dup(e.server), set = epoll_create1(0);
+        pid_t child = fork();
+        if (!child) pause();
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &(struct epoll_event){EPOLLIN | EPOLLRDHUP | EPOLLET | EPOLLONESHOT, {.u32 = 1}}));
+        SHOW(shutdown(e.server, SHUT_RDWR));
+        show_edges(set);
+        if (way == 0) SHOW(dup2(other, e.server) == e.server);
+        if (way == 1) SHOW(close(e.server));
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, other, &(struct epoll_event){EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLONESHOT, {.u32 = 2}}));
+        show_edges(set);
+        show_edges(set);
+        if (way == 1) SHOW(dup2(other, e.server) == e.server);
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &(struct epoll_event){EPOLLIN, {.u32 = 3}}));
+        SHOW(epoll_ctl(set, EPOLL_CTL_MOD, e.server, &(struct epoll_event){EPOLLIN, {.u32 = 4}}));
+        show_edges(set);
+        kill(child, SIGKILL);
+        while (waitpid(child, NULL, 0) < 0) {}
+        close(set), close(other);
+        close_ends(e);
+    }
+}
+
 static void interruptions(void) {
     static const int ways[] = {0, SA_RESTART};
     for (int i = 0; i < 2; i++) {
@@ -1205,6 +1231,7 @@ int main(int count, char **arguments) {
     CASE(strange_patience);
     CASE(stops);
     CASE(edges_of_several);
+    CASE(left_behind);
     CASE(interruptions);
     CASE(cancellation);
     CASE(lingering);
