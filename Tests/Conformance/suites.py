@@ -87,6 +87,8 @@ class PackageUnit(PythonUnit):
 
 class UvloopUnit(PackageUnit):
     VERSION = "0.21.0"
+    # Its tests look for a free port from 50000 on, and bind it later: two modes of a unit beside each other find the same one.
+    isolated = True
 
     def environment(self):
         python = preparing.virtual_environment("uvloop", [f"uvloop=={self.VERSION}", "psutil", "pyOpenSSL"], PYTHON)
