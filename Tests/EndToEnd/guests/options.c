@@ -1,6 +1,5 @@
 // Flags, options, ends and interruptions: what each call returns, and what it leaves behind.
 #include "carriers.h"
-#include <limits.h>
 #include <linux/filter.h>
 #include <linux/net_tstamp.h>
 #include <linux/sockios.h>
@@ -697,6 +696,10 @@ static pid_t later(int fd, const char *text, int milliseconds) {
     return child;
 }
 
+static void reap(pid_t child) {
+    while (waitpid(child, NULL, 0) < 0) {}
+}
+
 static void set_patience(int fd, int option, long seconds, long microseconds) {
     SHOW(setsockopt(fd, SOL_SOCKET, option, &(struct timeval){seconds, microseconds}, sizeof(struct timeval)));
 }
@@ -716,12 +719,12 @@ static void strange_patience(void) {
         SHOW(write(e.client, "abc", 3));
         await(e.server, POLLIN);
         SHOW(recv(e.server, got, 10, MSG_WAITALL));
-        static const struct timeval long_ones[] = {{LONG_MAX / 1000000, LONG_MAX % 1000000}, {18446744074, 0}, {4000000001, 0}, {0, 0}};
+        static const struct timeval long_ones[] = {{INT64_MAX / 1000000, INT64_MAX % 1000000}, {18446744074, 0}, {4000000001, 0}, {0, 0}};
         for (int i = 0; i < 4; i++) {
             set_patience(e.server, SO_RCVTIMEO, long_ones[i].tv_sec, long_ones[i].tv_usec);
             child = later(e.client, "late", 50);
             SHOW(recv(e.server, got, 10, 0));
-            while (waitpid(child, NULL, 0) < 0) {}
+            reap(child);
         }
     }
     // What is accepted inherits it.
@@ -759,29 +762,29 @@ static void stops(void) {
     struct ends e = make_ends();
     pid_t child = stop_soon(), writer = later(e.client, "abc", 400);
     SHOW(recv(e.server, got, 10, 0));
-    while (waitpid(child, NULL, 0) < 0 || waitpid(writer, NULL, 0) < 0) {}
+    reap(child), reap(writer);
     SHOW(write(e.client, "ab", 2));
     child = stop_soon();
     SHOW(recv(e.server, got, 6, MSG_WAITALL));
-    while (waitpid(child, NULL, 0) < 0) {}
+    reap(child);
     SHOW(write(e.client, "ab", 2));
     child = stop_soon();
     SHOW(recv(e.server, got, 6, MSG_WAITALL | MSG_PEEK));
-    while (waitpid(child, NULL, 0) < 0) {}
+    reap(child);
     SHOW(recv(e.server, got, 6, 0));
     set_patience(e.server, SO_RCVTIMEO, 5, 0);
     child = stop_soon();
     SHOW(recv(e.server, got, 10, 0));
-    while (waitpid(child, NULL, 0) < 0) {}
+    reap(child);
     child = stop_soon();
     long sent = write(e.client, much, sizeof much);
     SHOW(sent > 0 && sent < (long)sizeof much);
-    while (waitpid(child, NULL, 0) < 0) {}
+    reap(child);
     set_patience(e.client, SO_SNDTIMEO, 5, 0);
     SHOW(fill(e.client) >= 0);
     child = stop_soon();
     SHOW(write(e.client, much, sizeof much));
-    while (waitpid(child, NULL, 0) < 0) {}
+    reap(child);
     close_ends(e);
 }
 
@@ -844,7 +847,7 @@ static void left_behind(void) {
         SHOW(epoll_ctl(set, EPOLL_CTL_MOD, e.server, &(struct epoll_event){EPOLLIN, {.u32 = 4}}));
         show_edges(set);
         kill(child, SIGKILL);
-        while (waitpid(child, NULL, 0) < 0) {}
+        reap(child);
         close(set), close(other);
         close_ends(e);
     }
