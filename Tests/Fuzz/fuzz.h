@@ -29,7 +29,7 @@
 enum { NATIVE, SWITCHED, WORLDS };
 // The two ends of the connection: the one that connected and the one that was accepted.
 enum { CONNECTOR, ACCEPTOR, ENDS };
-enum { MAXIMUM_ACTORS = 4, MAXIMUM_ALIASES = 4, MAXIMUM_STEPS = 256, EXTRAS = 40, BUFFER_BYTES = 2 << 20 };
+enum { MAXIMUM_ACTORS = 4, MAXIMUM_ALIASES = 4, MAXIMUM_STEPS = 256, EXTRAS = 40, BUFFER_BYTES = 2 << 20, NUMBERS = 1024 };
 
 #define CALLS(X)                                                                                                      \
     X(ssize_t, read, (int, void *, size_t))                                                                           \
@@ -99,6 +99,8 @@ struct outcome {
     int64_t value;
     int32_t error, signals, extras;
     int32_t extra[EXTRAS];
+    // Before an epoll_ctl, by which step the end was registered under this descriptor's number; 0: by none.
+    int32_t registration;
     bool skipped, wrongBytes, isAmountFree, waited, onCompanion, carried, unacknowledged;
     uint64_t moved;
 };

@@ -423,6 +423,9 @@ bool drain(int world, int endIndex, int actor) {
 // MARK: Readiness
 
 static int epollSet[WORLDS][ENDS] = {{-1, -1}, {-1, -1}};
+// By number, the step (from 1) that registered the end under it; 0: it is not registered. As in the kernel, closing a number
+// does not end its registration.
+static int32_t registrations[WORLDS][ENDS][NUMBERS];
 
 static void poll_step(const struct step *step, int world, int fd, struct outcome *out) {
     struct pollfd list[2] = {{fd, (short)(step->a & 0x27ff), 0}, {fd, (short)(step->b & 0x27ff), 0}};
@@ -469,9 +472,14 @@ static void epoll_step(const struct step *step, int world, int fd, struct outcom
     if (*set < 0) *set = calls[world].epoll_create1(EPOLL_CLOEXEC);
     if (step->operation == EPOLL_CTL) {
         struct epoll_event event = {epoll_mask((uint32_t)step->a), {.u32 = (uint32_t)shared->step}};
+        int operation = step->b & 1 ? EPOLL_CTL_ADD : step->b & 2 ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
         errno = 0;
-        out->value = calls[world].epoll_ctl(*set, step->b & 1 ? EPOLL_CTL_ADD : step->b & 2 ? EPOLL_CTL_MOD : EPOLL_CTL_DEL, fd, &event);
+        out->value = calls[world].epoll_ctl(*set, operation, fd, &event);
         out->error = out->value < 0 ? errno : 0;
+        if (fd >= NUMBERS) return;
+        int32_t *registration = &registrations[world][step->end][fd];
+        out->registration = *registration;
+        if (out->value == 0 && operation != EPOLL_CTL_MOD) *registration = operation == EPOLL_CTL_ADD ? shared->step + 1 : 0;
         return;
     }
     struct epoll_event events[16];
