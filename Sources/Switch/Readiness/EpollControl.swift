@@ -284,7 +284,7 @@ struct SocketControl {
         one.events = bits
         one.data = data
         if mayTag { one.insert(Registration.State.tagged) } else { one.remove(Registration.State.tagged) }
-        one.generation = one.generation &+ 1
+        one.beginChange()
         let wasDisabled = one.has(Registration.State.disabled)
         one.remove(Registration.State.disabled)
         if outcome == .acquired { container.lock.unlock() }

@@ -244,7 +244,10 @@ struct EpollWaiter {
         let index = Tag.index(tag)
         let one = root.registration(index)
         guard one.isLive, set.base == root.set(Int(one.set)).base else { return nil }
-        let current = one.generation & 0x7F == Tag.generation(tag)
+        // The kernel goes on with what the program forgot while a relative keeps the socket: nobody else's event.
+        let changes = (one.generation ^ Tag.generation(tag)) & Tag.generationMask
+        guard changes <= Tag.changeMask else { return nil }
+        let current = changes == 0
         if !one.has(Registration.State.dual) {
             // Plain, and one-shot now or once: it may have fired.
             guard one.has(Registration.State.tagged), !Tag.isDoorbell(tag) else { return nil }

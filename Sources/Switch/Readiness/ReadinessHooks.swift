@@ -170,15 +170,16 @@ private func forgetRegistrations(_ fd: Int32, _ socket: Int) {
                     continue
                 }
                 if alone { root.removeDoorbell(index) }
-            } else if another >= 0 {
+            } else if another >= 0 || !alone {
                 // The kernel goes on reporting it, as long as the description lives; we could not change it any more.
-                keepOnTCP(socket, .sharedBeforeUpgrade)
-                if one.has(Registration.State.absent) || one.has(Registration.State.tagged) && one.has(Registration.State.disabled) {
-                    // The kernel would still have it, fired, for a descriptor that gets the number again: so have we. And if it does
-                    // have it (see `restoreKernel`), what it reports must not reach who gets the record next.
-                    one.polled = another
-                    index = next
-                    continue
+                if another >= 0 {
+                    keepOnTCP(socket, .sharedBeforeUpgrade)
+                    if one.has(Registration.State.absent) || one.has(Registration.State.tagged) && one.has(Registration.State.disabled) {
+                        // The kernel would still have it, fired, for a descriptor that gets the number again: so have we.
+                        one.polled = another
+                        index = next
+                        continue
+                    }
                 }
                 if !root.set(Int(one.set)).isParents(one) { root.untag(index) }
             }

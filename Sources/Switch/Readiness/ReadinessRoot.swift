@@ -29,7 +29,7 @@ struct ReadinessRoot {
         (base + offset).assumingMemoryBound(to: UInt32.self)
     }
 
-    /// 40 random bits, in the place where tags have them; constant.
+    /// 28 random bits, in the place where tags have them; constant.
     @inline(__always) var tagPrefix: UInt64 { Word(base, 0).loadRelaxed() }
     /// Not 0: the kernel (or a filter) has no epoll_pwait2.
     @inline(__always) var noPreciseWait: Word { Word(base, 8) }
@@ -102,7 +102,7 @@ struct ReadinessRoot {
         guard index != 0 else { return 0 }
         let one = registration(index)
         one.clear()
-        one.generation = one.generation &+ 1
+        one.beginUse()
         return index
     }
 

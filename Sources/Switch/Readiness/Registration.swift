@@ -86,11 +86,13 @@ struct Registration {
     @inline(__always) var nextInSocket: UInt32 { get { half(64).pointee } nonmutating set { half(64).pointee = newValue } }
     @inline(__always) var nextInSet: UInt32 { get { half(68).pointee } nonmutating set { half(68).pointee = newValue } }
     @inline(__always) var previousInSet: UInt32 { get { half(72).pointee } nonmutating set { half(72).pointee = newValue } }
-    /// Counts the uses of this record and its changes: old tags are recognised by it.
+    /// Counts the uses of this record (from bit 7 on) and its changes in this use (bits 0 to 6): old tags are recognised by it.
     @inline(__always) var generation: UInt32 {
         get { HalfWord(base, 76).loadRelaxed() }
         nonmutating set { HalfWord(base, 76).store(newValue) }
     }
+    func beginUse() { generation = (generation | Tag.changeMask) &+ 1 }
+    func beginChange() { generation = generation & ~Tag.changeMask | (generation &+ 1) & Tag.changeMask }
     /// When the kernel was last asked about the TCP carrier.
     @inline(__always) var lastKernelLook: UInt64 { get { full(80).pointee } nonmutating set { full(80).pointee = newValue } }
     /// Threads that call the session's `maintain` for it without the set's lock.
@@ -156,11 +158,12 @@ struct Registration {
     }
 }
 
-/// The 64 bits that the kernel keeps for a registration of ours: 40 random bits of this process, then generation (7),
-/// doorbell (1), index (16).
+/// The 64 bits that the kernel keeps for a registration of ours: 28 random bits of this process, then generation (12 of the use,
+/// 7 of the change), doorbell (1), index (16).
 enum Tag {
-    static var prefixMask: UInt64 { ~0 << 24 }
-    static var generationMask: UInt32 { 0x7F }
+    static var prefixMask: UInt64 { ~0 << 36 }
+    static var generationMask: UInt32 { 0x7FFFF }
+    static var changeMask: UInt32 { 0x7F }
 
     @inline(__always)
     static func make(_ root: ReadinessRoot, _ index: UInt32, _ generation: UInt32, doorbell: Bool) -> UInt64 {
@@ -168,5 +171,5 @@ enum Tag {
     }
     @inline(__always) static func index(_ tag: UInt64) -> UInt32 { UInt32(tag & 0xFFFF) }
     @inline(__always) static func isDoorbell(_ tag: UInt64) -> Bool { tag & (1 << 16) != 0 }
-    @inline(__always) static func generation(_ tag: UInt64) -> UInt32 { UInt32(tag >> 17 & 0x7F) }
+    @inline(__always) static func generation(_ tag: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: tag >> 17) & generationMask }
 }

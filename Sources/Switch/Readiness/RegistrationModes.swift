@@ -75,7 +75,7 @@ extension ReadinessRoot {
             // A relative has the kernel's set, too, and may go on with this registration: it stays, edge-triggered and ours, and
             // what it reports is nobody's until a program changes it. By the generation others see that it has fired.
             one.insert(Registration.State.tagged)
-            one.generation = one.generation &+ 1
+            one.beginChange()
             var event = epoll_event()
             ss_event_set(&event, 0, one.kernelEvents, Tag.make(self, index, one.generation, doorbell: false))
             _ = ss_sys_epoll_ctl(set, ControlOperation.modify, one.descriptor, &event)

@@ -100,7 +100,7 @@ extension ReadinessRoot {
             if data == own { return false }
             if data & Tag.prefixMask == tagPrefix {
                 // Fired, and given another tag: see `restoreKernel`.
-                one.generation = one.generation & ~Tag.generationMask | Tag.generation(data)
+                one.generation = one.generation & ~Tag.changeMask | Tag.generation(data) & Tag.changeMask
                 one.insert(Registration.State.disabled | Registration.State.tagged)
             } else {
                 one.events = events

@@ -853,6 +853,40 @@ static void left_behind(void) {
     }
 }
 
+/// A child keeps the socket, and with it what the kernel has of the registration. What that reports is not told as the next
+/// socket's event.
+static void left_to_a_child(void) {
+    for (int way = 0; way < 2; way++) {
+        int own = carrier, set = epoll_create1(EPOLL_CLOEXEC);
+        // What has fired is silent; what has not is told as the program registered it (on TCP).
+        if (way == 1) carrier = 0;
+        struct ends e = make_ends();
+        carrier = own;
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, e.server, &(struct epoll_event){EPOLLIN | EPOLLRDHUP | EPOLLONESHOT, {.u32 = 1}}));
+        if (way == 0) {
+            SHOW(write(e.client, "x", 1));
+            show_edges(set);
+        }
+        pid_t child = fork();
+        if (!child) pause();
+        SHOW(close(e.server));
+        carrier = 0;
+        struct ends other = make_ends();
+        carrier = own;
+        SHOW(epoll_ctl(set, EPOLL_CTL_ADD, other.server, &(struct epoll_event){EPOLLIN | EPOLLRDHUP | EPOLLONESHOT, {.u32 = 2}}));
+        SHOW(shutdown(e.client, SHUT_WR));
+        struct epoll_event event;
+        int count = epoll_wait(set, &event, 1, 100);
+        if (count != way || (count == 1 && event.data.u32 != 1)) say("carrier %d: %d events, data %u\n", carrier, count, event.data.u32);
+        SHOW(write(other.client, "y", 1));
+        show_edges(set);
+        kill(child, SIGKILL);
+        reap(child);
+        close(set), close(e.client);
+        close_ends(other);
+    }
+}
+
 static void interruptions(void) {
     static const int ways[] = {0, SA_RESTART};
     for (int i = 0; i < 2; i++) {
@@ -1235,6 +1269,7 @@ int main(int count, char **arguments) {
     CASE(stops);
     CASE(edges_of_several);
     CASE(left_behind);
+    CASE(left_to_a_child);
     CASE(interruptions);
     CASE(cancellation);
     CASE(lingering);
