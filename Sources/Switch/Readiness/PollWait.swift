@@ -19,7 +19,8 @@ package func switchPoll(
     return withScratch(PollWaiter.bytes(count, ours: kinds.dual + kinds.plain)) { memory in
         guard let memory else { return -Int(ENOMEM) }
         var waiter = PollWaiter(list, count, ours: kinds.dual + kinds.plain, memory, deadline, mask)
-        waiter.mustAskKernel = deadline == Deadline.now || kinds.needKernel
+        waiter.mustAskKernel = deadline == Deadline.now || kinds.needKernel || kinds.wantUrgent
+        waiter.wantsUrgent = kinds.wantUrgent
         return inOneSection(unless: mask) { waiter.wait() }
     }
 }
@@ -31,6 +32,8 @@ private struct PollKinds {
     var plain = 0
     /// The kernel has to say something about an entry that no window tells.
     var needKernel = false
+    /// A dual socket's entry asks for urgent data, of which only the kernel knows.
+    var wantUrgent = false
 
     init(_ list: UnsafeMutablePointer<pollfd>, _ count: Int) {
         var index = 0
@@ -43,6 +46,7 @@ private struct PollKinds {
                 case DescriptorKind.socket:
                     if sessionOf(entryIndex(entry)).isDual {
                         dual &+= 1
+                        if list[index].events & Int16(POLLPRI) != 0 { wantUrgent = true }
                     } else {
                         plain &+= 1
                         needKernel = true
@@ -84,6 +88,8 @@ struct PollWaiter {
     let mask: UnsafeRawPointer?
     /// Windows alone do not answer for the list: the kernel is asked in every call, not every 20 µs only.
     var mustAskKernel = false
+    /// What is told comes with what the kernel has that is urgent.
+    var wantsUrgent = false
     /// Doorbell entries of the present sleep.
     private var doorbells = 0
     /// Doorbells that others rely on ring on: sleep without them, but not long.
@@ -268,7 +274,7 @@ struct PollWaiter {
             // Somebody else has the processor: who sleeps gets it back sooner than who yields.
             let isLost = yieldsNow && Crowd.took(now &- before, now: now, foundData: found)
             if found {
-                let ready = look(now)
+                let ready = wantsUrgent ? askKernel(now, nil) : look(now)
                 if ready > 0 {
                     if now &- before < SpinBudget.lost { setSpin(session, SpinBudget.grown(allowed)) }
                     return ready
@@ -301,7 +307,7 @@ struct PollWaiter {
         fullFence()  // pairs with the fences after the peer's publishing
         now = ss_monotonic_ns()
         let ready = look(now)
-        if ready > 0 { return ready }
+        if ready > 0 { return wantsUrgent ? askKernel(now, nil) : ready }
         let left = min(Deadline.left(deadline, now), longest)
         var result = sleepInKernel(left)
         // A list with all doorbells may be longer than the kernel takes (RLIMIT_NOFILE); the program's own is not.

@@ -887,6 +887,29 @@ static void left_to_a_child(void) {
     }
 }
 
+/// That something is urgent is told with whatever else there is, however soon poll and select are called again.
+static void urgent_and_more(void) {
+    struct ends e = make_ends();
+    SHOW(write(e.client, "data", 4));
+    SHOW(send(e.client, "u", 1, MSG_OOB));
+    struct pollfd urgent = {e.server, POLLIN | POLLPRI, 0};
+    while (!(urgent.revents & POLLPRI) && poll(&urgent, 1, 0) >= 0) {}
+    for (int i = 0; i < 4; i++) {
+        int found = poll(&urgent, 1, i % 2 ? 50 : 0);
+        say("%d: %x\n", found, urgent.revents);
+    }
+    for (int i = 0; i < 4; i++) {
+        fd_set in, except;
+        FD_ZERO(&in);
+        FD_ZERO(&except);
+        FD_SET(e.server, &in);
+        FD_SET(e.server, &except);
+        int found = select(e.server + 1, &in, NULL, &except, &(struct timeval){0, i % 2 ? 50000 : 0});
+        say("%d: %d %d\n", found, FD_ISSET(e.server, &in) != 0, FD_ISSET(e.server, &except) != 0);
+    }
+    close_ends(e);
+}
+
 static void interruptions(void) {
     static const int ways[] = {0, SA_RESTART};
     for (int i = 0; i < 2; i++) {
@@ -1270,6 +1293,7 @@ int main(int count, char **arguments) {
     CASE(edges_of_several);
     CASE(left_behind);
     CASE(left_to_a_child);
+    CASE(urgent_and_more);
     CASE(interruptions);
     CASE(cancellation);
     CASE(lingering);
