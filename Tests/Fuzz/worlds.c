@@ -226,6 +226,9 @@ static void settle(bool looks) {
         bool isSettled = see(views) || elapsed > 400000, agree = true;
         for (int e = 0; e < ENDS; e++) agree &= views_agree(e, &views[NATIVE][e], &views[SWITCHED][e], elapsed > 400000, false);
         if (isSettled && agree) return;
+        if (elapsed > 400000)
+            for (int e = 0; e < ENDS; e++) shared->isOver |= has_stayed_at_mark(e, &views[NATIVE][e]);
+        if (shared->isOver) return;
         if (elapsed > 3000000 && (elapsed > 30000000 || !is_trying_again(views))) {
             for (int e = 0; e < ENDS; e++) views_agree(e, &views[NATIVE][e], &views[SWITCHED][e], true, true);
             return;
@@ -336,7 +339,7 @@ static bool take(const struct step *step, int index) {
                 break;
             }
         settle(step->looks);
-        return !shared->differs;
+        return !shared->differs && !shared->isOver;
     }
     if (is_open_at_mark(step) || (!step->waits && would_block(step))) return true;
     if (step->operation == SHUTDOWN || step->operation == CLOSE || step->operation == LINGER_CLOSE) {
@@ -398,7 +401,7 @@ static bool take(const struct step *step, int index) {
     if (step->operation <= RECVMMSG && !level(direction)) return false;
     if (shared->differs) return false;
     settle(step->looks);
-    return !shared->differs;
+    return !shared->differs && !shared->isOver;
 }
 
 /// Bytes to and fro until both directions of the switched connection are on the companion.
