@@ -26,7 +26,7 @@ struct Status: ParsableCommand {
             socket         \(status.socket)
             switched       \(status.switchedOff ? "off: connections go back to TCP with their next call" : "on")
             clients        \(status.clients) in \(status.families) process famil\(status.families == 1 ? "y" : "ies"), listening on \(status.listeners) address\(status.listeners == 1 ? "" : "es")
-            pairs          \(status.pairs) now, \(status.totals.paired) made
+            pairs          \(status.pairs) open, of \(status.totals.paired) that this service has made
             bytes          \(status.totals.companionSent) sent, \(status.totals.companionReceived) received over companions
             announcements  \(status.announcements) waiting, \(status.totals.announced) in all, \(status.totals.refused) refused, \(status.totals.withdrawn) withdrawn
             dismissed      \(status.totals.dismissed) client\(status.totals.dismissed == 1 ? "" : "s") for breaking the protocol
@@ -49,8 +49,11 @@ struct Off: ParsableCommand {
     @OptionGroup var service: ServiceOption
 
     func run() throws {
-        let status = try service.askForStatus("off")
-        print("Switched off. \(status.pairs == 0 ? "No connection was on a companion." : "\(status.pairs) connection\(status.pairs == 1 ? " goes" : "s go") back to TCP.")")
+        // What is there, and not what this service has paired: another one may have done that.
+        let moved = try decodeJSON(ServiceReport.self, service.ask("ps")).sockets
+            .filter { $0.sendCarrier == .companion || $0.receiveCarrier == .companion }.count
+        _ = try service.askForStatus("off")
+        print("Switched off. \(moved == 0 ? "No socket was on a companion." : "\(moved) socket\(moved == 1 ? " goes" : "s go") back to TCP.")")
     }
 }
 

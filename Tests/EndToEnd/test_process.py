@@ -874,10 +874,13 @@ class Services(ProcessCase):
             self.wait_until(lambda: self.ps() is not None and len(self.entries()) >= 2, "the ends are found", 20, next_one.describe)
             if command == "on":
                 self.assertEqual(self.carriers(), {"companion"})
-                self.ask("off", "--service", self.service)
+                off = self.ask("off", "--service", self.service)
+                self.assertEqual(off.stdout, "Switched off. 2 sockets go back to TCP.\n")
                 self.talk(client, server)
                 self.talk(client, server)
                 self.assertEqual(self.carriers(), {"tcp"})
+                off = self.ask("off", "--service", self.service)
+                self.assertEqual(off.stdout, "Switched off. No socket was on a companion.\n")
                 self.ask("on", "--service", self.service)
 
             def moved():
