@@ -9,23 +9,41 @@ struct direction {
     size_t start, end, room;
     int has_ended;  // `from` has told its end; with nothing left, `to` has been told, too
     int is_shared;  // others have `to`, too: what ends for us does not end for them
+    int is_urgent;  // what lies there is one byte, an urgent one
 };
 
 static int is_over(const struct direction *d) { return d->has_ended && d->start == d->end; }
 
 static int may_come_later(long result) { return result == -EAGAIN || result == -EINTR || result == -ENOBUFS || result == -ENOMEM; }
 
+/// Bytes received, 0 at the end, or -errno. An urgent byte comes alone, so that its mark is passed on with it (WSD-T6).
+static long receive(struct direction *d) {
+    int is_at_mark = 0;
+    d->is_urgent = 0;
+    if (ss_sys_ioctl(d->from, SIOCATMARK, &is_at_mark) == 0 && is_at_mark) {
+        long count = ss_sys_recvfrom(d->from, d->bytes, 1, MSG_OOB | MSG_DONTWAIT);
+        int is_inline = 0;
+        unsigned length = sizeof is_inline;
+        if (count == -EINVAL && ss_sys_getsockopt(d->from, SOL_SOCKET, SO_OOBINLINE, &is_inline, &length) == 0 && is_inline)
+            count = ss_sys_recvfrom(d->from, d->bytes, 1, MSG_DONTWAIT);
+        d->is_urgent = count == 1;
+        if (count == 1 || count == -EAGAIN) return count;
+    }
+    return ss_sys_recvfrom(d->from, d->bytes, d->room, MSG_DONTWAIT);
+}
+
 /// Moves what can be moved now. 0: one of the two connections has failed.
 static int move(struct direction *d) {
     if (d->start == d->end && !d->has_ended) {
-        long count = ss_sys_recvfrom(d->from, d->bytes, d->room, MSG_DONTWAIT);
+        long count = receive(d);
         if (count < 0) return may_come_later(count);
         d->start = 0;
         d->end = (size_t)count;
         d->has_ended = count == 0;
     }
     if (d->start < d->end) {
-        long count = ss_sys_sendto(d->to, d->bytes + d->start, d->end - d->start, MSG_DONTWAIT | MSG_NOSIGNAL);
+        long count = ss_sys_sendto(d->to, d->bytes + d->start, d->end - d->start,
+            MSG_DONTWAIT | MSG_NOSIGNAL | (d->is_urgent ? MSG_OOB : 0));
         if (count < 0) return may_come_later(count);
         d->start += (size_t)count;
     }
@@ -59,7 +77,7 @@ static void relay(struct direction *one, struct direction *other, int stop) {
         struct pollfd list[3] = {{.fd = one->from}, {.fd = other->from}, {.fd = is_stopping ? -1 : stop, .events = POLLIN}};
         for (int i = 0; i < 2; i++) {
             if (is_over(both[i])) continue;
-            if (both[i]->start == both[i]->end) list[i].events |= POLLIN;
+            if (both[i]->start == both[i]->end) list[i].events |= POLLIN | POLLPRI;
             else list[1 - i].events |= POLLOUT;
         }
         // What is not asked for anything may tell of a reset; but not, again and again, that both its halves have ended.

@@ -910,6 +910,40 @@ static void urgent_and_more(void) {
     close_ends(e);
 }
 
+/// Who splices what only the ring has gets another connection, behind a relay: urgent bytes and their marks come through it.
+static void urgent_through_a_relay(void) {
+    static char much[70000];
+    struct ends e = make_ends();
+    int pipes[2], queued = 0;
+    if (pipe(pipes) < 0) fail("pipe");
+    SHOW(write(e.server, much, sizeof much));
+    SHOW(write(pipes[1], "x", 1));
+    SHOW(splice(pipes[0], NULL, e.server, NULL, 1, 0));
+    SHOW(recv(e.client, much, 100, MSG_WAITALL));
+    SHOW(splice(e.client, NULL, pipes[1], NULL, 1, 0));
+    SHOW(recv(e.client, much, sizeof much - 100, MSG_WAITALL));
+    int ends[][2] = {{e.client, e.server}, {e.server, e.client}};
+    for (int i = 0; i < 4; i++) {
+        int from = ends[i % 2][0], to = ends[i % 2][1];
+        SHOW(send(from, "urgent!", i < 2 ? 7 : 1, MSG_OOB));
+        struct pollfd urgent = {to, POLLPRI, 0};
+        SHOW(poll(&urgent, 1, 2000));
+        SHOW(urgent.revents);
+        SHOW(ioctl(to, FIONREAD, &queued));
+        SHOW(queued);
+        if (i < 2) SHOW(recv(to, got, 64, 0));
+        SHOW(recv(to, got, 1, MSG_OOB));
+        SHOW(got[0]);
+        SHOW(write(from, "more", 4));
+        SHOW(recv(to, got, 64, 0));
+        SHOW(got[0]);
+    }
+    SHOW(shutdown(e.client, SHUT_WR));
+    SHOW(recv(e.server, got, 64, 0));
+    close(pipes[0]), close(pipes[1]);
+    close_ends(e);
+}
+
 static void interruptions(void) {
     static const int ways[] = {0, SA_RESTART};
     for (int i = 0; i < 2; i++) {
@@ -1294,6 +1328,7 @@ int main(int count, char **arguments) {
     CASE(left_behind);
     CASE(left_to_a_child);
     CASE(urgent_and_more);
+    CASE(urgent_through_a_relay);
     CASE(interruptions);
     CASE(cancellation);
     CASE(lingering);
