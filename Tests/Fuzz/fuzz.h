@@ -136,8 +136,6 @@ struct end {
     bool lags;
     // An option was set with which TCP tells again of what there is.
     bool retold;
-    // Something was spliced from it.
-    bool isSpliced;
     // Below this many bytes under way the amounts are TCP's to determine (see oracle.c); 0 once a buffer size was set.
     uint32_t limit;
 };
