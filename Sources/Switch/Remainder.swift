@@ -27,7 +27,8 @@ func leaveRemainder(_ fd: Int32, _ index: Int, mayTake: () -> Bool) -> Bool {
     // No handler of the program's shall leave it half done.
     ss_enter_section()
     defer { ss_leave_section() }
-    if session.hasPeerClosed(fd) {
+    // (One that has shut down both halves is told of what is sent to it, and by nothing else.)
+    if session.hasPeerClosed(fd), ss_peer_of(fd) != SS_PEER_HELD {
         let queued = session.queuedBytes(fd)
         guard queued > 0 else { return false }
         if let buffer = mapPrivate(queued) {

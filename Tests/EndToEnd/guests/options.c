@@ -944,6 +944,31 @@ static void urgent_through_a_relay(void) {
     close_ends(e);
 }
 
+/// Who has shut down both halves is still there when the other end splices what it sent: told of no reset, but of what comes.
+static void spliced_after_both_halves(void) {
+    struct ends e = make_ends();
+    int pipes[2], error = 0;
+    socklen_t length = sizeof error;
+    if (pipe(pipes) < 0) fail("pipe");
+    SHOW(write(e.server, "rest of it", 10));
+    SHOW(shutdown(e.server, SHUT_RDWR));
+    SHOW(splice(e.client, NULL, pipes[1], NULL, 4, 0));
+    for (int i = 0; i < 2; i++) {
+        usleep(50000);
+        struct pollfd left = {e.server, POLLIN | POLLOUT | POLLRDHUP, 0};
+        SHOW(poll(&left, 1, 0));
+        SHOW(left.revents);
+        SHOW(getsockopt(e.server, SOL_SOCKET, SO_ERROR, &error, &length));
+        SHOW(error);
+        if (i == 0) SHOW(recv(e.client, got, 64, 0));
+        if (i == 0) SHOW(recv(e.client, got, 64, 0));
+        if (i == 0) SHOW(send(e.client, "x", 1, MSG_NOSIGNAL));
+    }
+    SHOW(send(e.client, "x", 1, MSG_NOSIGNAL));
+    close(pipes[0]), close(pipes[1]);
+    close_ends(e);
+}
+
 static void interruptions(void) {
     static const int ways[] = {0, SA_RESTART};
     for (int i = 0; i < 2; i++) {
@@ -1329,6 +1354,7 @@ int main(int count, char **arguments) {
     CASE(left_to_a_child);
     CASE(urgent_and_more);
     CASE(urgent_through_a_relay);
+    CASE(spliced_after_both_halves);
     CASE(interruptions);
     CASE(cancellation);
     CASE(lingering);
