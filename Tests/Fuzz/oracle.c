@@ -44,6 +44,8 @@
 // 12. What a signal does that comes in the middle of a call that need not wait (the process had no processor for some
 //     milliseconds): sendfile then ends early, or with EINTR before it has moved anything, and a receive at the urgent mark
 //     does not go past it. When TCP so tells of an urgent byte that has been passed, the sequence ends.
+// 13. With the urgent byte alone before a receive there is nothing to read. TCP says that there is when its receive buffer is
+//     nearly full (a byte keeps all that it came with in memory, also what has been read), or its window less than a segment.
 #include "fuzz.h"
 #include <stdarg.h>
 
@@ -119,6 +121,13 @@ static bool is_split(const struct step *step, const struct outcome *native, cons
     return switched->moved < native->moved || (step->operation == RECVMMSG && switched->moved == native->moved);
 }
 
+/// Whether all that is under way to an end is an urgent byte: nothing else, and no end of the stream.
+static bool has_mark_alone(int end) {
+    const struct end *mine = &shared->ends[NATIVE][end];
+    bool hasEnd = mine->readShut || shared->ends[NATIVE][1 - end].writeShut || holder(NATIVE, 1 - end, 0) < 0;
+    return mine->mark == mine->received && !mine->isInline && !hasEnd && under_way(NATIVE, 1 - end) == 1;
+}
+
 /// Events that are open for an end: whether there is room depends on the carrier.
 static uint32_t open_events(int end) {
     uint32_t limit = shared->ends[NATIVE][end].limit, open = 0;
@@ -127,6 +136,7 @@ static uint32_t open_events(int end) {
     if (under_way(NATIVE, 1 - end) > limit) open |= POLLRDHUP;
     if (limit < 1000 && under_way(NATIVE, 1 - end) > limit) open |= POLLIN | POLLRDNORM;
     if (shared->ends[NATIVE][end].lags && under_way(NATIVE, 1 - end) > 0) open |= POLLIN | POLLRDNORM;
+    if (has_mark_alone(end)) open |= POLLIN | POLLRDNORM;
     return open;
 }
 
@@ -250,6 +260,8 @@ bool views_agree(int end, const struct view *native, const struct view *switched
     // MSG_MORE holds back much as well as little, in each world for itself.
     bool mayStillCome = isFlooded && !isLate && native->queued > 0 && switched->queued == 0;
     int open = (int)open_events(end);
+    // That there is nothing to read has to be seen all the same where TCP says it.
+    if (has_mark_alone(end) && switched->events & ~native->events & POLLIN) open &= ~(POLLIN | POLLRDNORM);
     bool agree = !mayStillCome && native->open == switched->open && (native->events & ~open) == (switched->events & ~open)
         && (queueIsOpen || native->queued == switched->queued) && (isFlooded || merged(native->state) == merged(switched->state));
     if (!agree && isLast)
