@@ -53,6 +53,16 @@ def apt_options(directory):
             "-o", f"Dir::State::lists={directory}/lists", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3"]
 
 
+def replace_once(path, text, by):
+    """Changes a suite's own file, in which `text` stands once: else the suite is another one than this was written for."""
+    with open(path) as file:
+        whole = file.read()
+    if whole.count(text) != 1:
+        raise SystemExit(f"{path}: {text!r} stands there {whole.count(text)} times, not once")
+    with open(path, "w") as file:
+        file.write(whole.replace(text, by))
+
+
 def debian_source(package, version=None):
     """The unpacked source of a Debian source package, Debian's patches applied."""
     request = f"{package}={version}" if version else package

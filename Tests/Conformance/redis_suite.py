@@ -74,7 +74,9 @@ class RedisUnit(Unit):
         directory = os.path.join(run.scratch, "redis")
         source = self.source()
         shutil.copytree(os.path.join(source, "tests"), os.path.join(directory, "tests"))
-        self.mend(os.path.join(directory, "tests", "support", "server.tcl"))
+        # It takes a server for started when " PID: 323" stands in its log, and servers that share one find there that " PID: 32345"
+        # has been: after the last process number comes 300, and the test connects before the server listens.
+        preparing.replace_once(os.path.join(directory, "tests", "support", "server.tcl"), '" PID: $pid"', '" PID: $pid\\\\M"')
         for name in ("redis.conf", "sentinel.conf"):
             shutil.copy(os.path.join(source, name), directory)
         os.mkdir(os.path.join(directory, "src"))
@@ -90,17 +92,6 @@ class RedisUnit(Unit):
             self.keep_logs(os.path.join(directory, "tests", "tmp"), log_path + ".servers")
         # Tests stand on what those before them have left: all run, whichever were asked for.
         return {test: end for test, end in results.items() if not only or any(part in test for part in only)}
-
-    @staticmethod
-    def mend(path):
-        """The suite takes a server for started when " PID: 323" stands in its log, and servers that share one find there that
-        " PID: 32345" has been: after the last process number comes 300, and the test connects before the server listens."""
-        with open(path) as file:
-            text = file.read()
-        if text.count('" PID: $pid"') != 1:
-            raise SystemExit("redis_suite.py: the suite waits for its servers in another way")
-        with open(path, "w") as file:
-            file.write(text.replace('" PID: $pid"', '" PID: $pid\\\\M"'))
 
     @staticmethod
     def keep_logs(directory, kept):

@@ -198,6 +198,8 @@ void describe_room(int fd, char *text, size_t size);
 // oracle.c
 uint64_t under_way(int world, int sender);
 uint64_t until_mark(int world, int sender);
+/// Whether nothing comes from an end any more: it has shut down its sending half, or nobody holds it.
+bool has_ended(int world, int sender);
 uint64_t begin_of_receive(const struct end *, uint64_t position, size_t size);
 bool compare_outcomes(const struct step *, const struct outcome *native, const struct outcome *switched);
 /// Of an urgent byte: TCP tells of it, though it has been passed (oracle.c, 12).

@@ -60,6 +60,8 @@ uint64_t until_mark(int world, int sender) {
     return isHidden ? reader->mark - reader->received : under_way(world, sender);
 }
 
+bool has_ended(int world, int sender) { return holder(world, sender, 0) < 0 || shared->ends[world][sender].writeShut; }
+
 /// Where a receive of `size` bytes begins that finds itself at `position`: at the mark it leaves the urgent byte out, which is
 /// gone then, whether or not anything comes behind it.
 uint64_t begin_of_receive(const struct end *end, uint64_t position, size_t size) {
@@ -123,9 +125,8 @@ static bool is_split(const struct step *step, const struct outcome *native, cons
 
 /// Whether all that is under way to an end is an urgent byte: nothing else, and no end of the stream.
 static bool has_mark_alone(int end) {
-    const struct end *mine = &shared->ends[NATIVE][end];
-    bool hasEnd = mine->readShut || shared->ends[NATIVE][1 - end].writeShut || holder(NATIVE, 1 - end, 0) < 0;
-    return mine->mark == mine->received && !mine->isInline && !hasEnd && under_way(NATIVE, 1 - end) == 1;
+    if (shared->ends[NATIVE][end].readShut || has_ended(NATIVE, 1 - end)) return false;
+    return under_way(NATIVE, 1 - end) == 1 && until_mark(NATIVE, 1 - end) == 0;
 }
 
 /// Events that are open for an end: whether there is room depends on the carrier.

@@ -189,8 +189,7 @@ static bool see(struct view views[WORLDS][ENDS]) {
             int state = shared->view.state;
             if (isWhole && (uint64_t)shared->view.queued != coming && state != TCP_CLOSE) isSettled = false;
             if (coming > 0 && shared->view.queued == 0 && state != TCP_CLOSE) isSettled = false;
-            bool peerEnded = holder(w, 1 - e, 0) < 0 || shared->ends[w][1 - e].writeShut;
-            if (isWhole && peerEnded && (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)) isSettled = false;
+            if (isWhole && has_ended(w, 1 - e) && (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)) isSettled = false;
         }
     // What comes behind an urgent mark (if it is much, the first of it) has come when it has been acknowledged.
     for (int w = 0; w < WORLDS; w++)
